@@ -1,0 +1,68 @@
+# The few commands of this house. On a fresh machine: `make demo` or `make test`; each makes what it needs.
+# SPDX-License-Identifier: Apache-2.0
+
+# Python 3.11 where there is one (constraints.txt was resolved with it), otherwise the machine's python3.
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+# More settings for the rehearsal of `make demo`, for example DEMO_ARGS="rounds=2 sites=4".
+DEMO_ARGS ?=
+
+VENV := .venv
+# Installed first and by itself: the largest download, and the one whose build (CPU, CUDA) the machine's index decides.
+TORCH := torch==2.13.0
+# What builds panfm, installed under constraints.txt like the rest instead of unpinned into pip's hidden build environment.
+BUILD := hatchling editables
+PROJECT := --no-build-isolation --editable '.[federation,dev]'
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format hooks constraints clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(STAMP) ## Rehearse a study on this machine with pretend hospitals, and say where the report lies
+	$(VENV)/bin/panfm simulate recipe=demo $(DEMO_ARGS)
+
+test: $(STAMP) ## Run the fast tests
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daemons
+	$(VENV)/bin/python -m pytest -m slow --override-ini faulthandler_timeout=1800
+
+lint: $(STAMP) ## Check style (ruff) and types (mypy --strict)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## Rewrite the files in the house's style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+hooks: $(STAMP) ## Make git refuse keys, scans and large files at each commit
+	$(VENV)/bin/pre-commit install
+
+constraints: ## Resolve every dependency anew in a throw-away environment and rewrite constraints.txt
+	rm -rf build/resolve
+	$(PYTHON) -m venv build/resolve
+	build/resolve/bin/python -m pip install --quiet $(TORCH)
+	build/resolve/bin/python -m pip install --quiet $(BUILD)
+	build/resolve/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) $(PROJECT)
+	build/resolve/bin/python -m pip check
+	sed -n '/^#/p' constraints.txt > build/constraints.txt
+	build/resolve/bin/python -m pip freeze --all --exclude-editable | sed '/^pip==/d; s/+[a-z0-9.]*$$//' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/resolve
+
+clean: ## Remove the environment and what builds leave behind; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamp is newer than what it was made from, so a second call installs nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'panfm needs Python 3.11 or newer, and $(PYTHON) is not: install one and say PYTHON=/path/to/it' >&2; exit 1; }
+	@echo 'Installing into $(VENV): a few minutes and about 3 GB, this once.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(BUILD)
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PROJECT)
+	@touch $@

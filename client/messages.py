@@ -1,0 +1,36 @@
+"""Between Flower's messages and panfm's envelopes, on the site's side.
+
+An envelope travels as one ConfigRecord (kind and JSON header) and one ArrayRecord (tensors as NumPy arrays, read without
+pickle).
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from panfm.errors import ProtocolError
+from panfm.protocol import Envelope, JoinAnswer, Refusal, SiteUpdate, TrainTask, expect, from_envelope, to_envelope
+
+
+def decode_task(message: Message) -> TrainTask:
+    """The task in a message. Raises: ProtocolError when it holds none."""
+    records = message.content
+    if "envelope" not in records.config_records or "tensors" not in records.array_records:
+        raise ProtocolError(
+            "expected a task with the records 'envelope' and 'tensors'; the coordinator runs other code"
+        )
+    envelope = records.config_records["envelope"]
+    tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in records.array_records["tensors"].items()}
+    return expect(
+        from_envelope(Envelope(kind=str(envelope["kind"]), header=str(envelope["header"]), tensors=tensors)), TrainTask
+    )
+
+
+def encode_reply(answer: JoinAnswer | SiteUpdate | Refusal, message: Message) -> Message:
+    """The answer as the reply to a message."""
+    envelope = to_envelope(answer)
+    arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in envelope.tensors.items()})
+    header = ConfigRecord({"kind": envelope.kind, "header": envelope.header})
+    return Message(RecordDict({"envelope": header, "tensors": arrays}), reply_to=message)

@@ -1,0 +1,77 @@
+"""How a site takes part: it says who it is, and it answers a round's task with an update or a considered no."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import logging
+
+import panfm
+from client.workspace import Workspace
+from panfm import recipes
+from panfm.config import Recipe
+from panfm.pretrain.local_round import train_round
+from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainTask
+from panfm.site.admission import Admitted, Refused, SiteFacts, admit
+
+progress = logging.getLogger("panfm.client.progress")
+"""The site's own log of steps; each record has `site`, `round`, `step`, `num_steps` and `loss`. It never leaves the site."""
+
+
+def join(workspace: Workspace) -> JoinAnswer:
+    """Who this site is and what it offers."""
+    organs = workspace.offered_organs()
+    return JoinAnswer(
+        site=workspace.policy.site,
+        organs=tuple(organs),
+        protocol_version=PROTOCOL_VERSION,
+        panfm_version=panfm.__version__,
+        num_subjects=organs if workspace.policy.tell_counts else {},
+    )
+
+
+def take_part(task: TrainTask, workspace: Workspace) -> SiteUpdate | Refusal:
+    """Answer one task: from the store when it was answered before, by training when the site admits it."""
+    recipe = recipes.recipe_from_yaml(task.recipe)
+    facts = SiteFacts(
+        organs=tuple(workspace.offered_organs()),
+        num_subjects=len({entry.subject for entry in workspace.store.entries}),
+        answered_digest=workspace.answers.digest(task.run, task.round),
+    )
+    verdict = admit(task, recipe, workspace.policy, facts)
+    if isinstance(verdict, Refused):
+        return Refusal(
+            run=task.run, round=task.round, site=workspace.policy.site, code=verdict.code, reason=verdict.reason
+        )
+    if isinstance(verdict, Admitted):
+        workspace.answers.commit(_train(task, recipe, verdict.organs, workspace))
+    return workspace.answers.read(task.run, task.round)
+
+
+def _train(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> SiteUpdate:
+    site = workspace.policy.site
+
+    def log_step(step: int, num_steps: int, loss: float) -> None:
+        about = {"site": site, "round": task.round, "step": step, "num_steps": num_steps, "loss": loss}
+        progress.info("round %d step %d of %d: loss %.4f", task.round, step, num_steps, loss, extra=about)
+
+    trained = train_round(
+        task.student,
+        task.teacher,
+        workspace.dataset(organs, recipe),
+        recipe,
+        site=site,
+        round_number=task.round,
+        device=workspace.policy.device,
+        on_step=log_step,
+    )
+    return SiteUpdate(
+        run=task.run,
+        round=task.round,
+        site=site,
+        task_digest=task.digest(),
+        deltas=trained.deltas,
+        num_subjects=trained.num_subjects,
+        organ_subjects=trained.organ_subjects,
+        num_steps=trained.num_steps,
+        metrics=trained.metrics,
+    )

@@ -1,0 +1,35 @@
+"""Writing so that a crash at any moment leaves the old thing or the new one, never half of either."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a draft beside `place`, flush it to disk, and rename it into place.
+
+    An older folder of that name is replaced; between its removal and the rename a crash leaves the finished draft.
+    """
+    draft = place.with_name(f".{place.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    fill(draft)
+    for path in (*draft.iterdir(), draft):
+        flush(path)
+    if place.exists():
+        shutil.rmtree(place)
+    draft.replace(place)
+    flush(place.parent)
+
+
+def flush(path: Path) -> None:
+    """Ask the operating system to put a file's or a folder's content on disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""Linear probes: what a linear map reads from frozen embeddings, fitted on probe subjects and read once on test subjects.
+
+Ridge regression for numbers and, on 0/1 targets, for labels; its strength is chosen by leave-one-out error on the probe
+subjects. Scaling, PCA and ridge see probe subjects only. Intervals are bootstrap intervals over test subjects.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
+
+Floats = NDArray[np.float64]
+
+STRENGTHS = np.logspace(-1, 6, 29)
+"""Ridge strengths tried, for standardised features."""
+COMPONENTS = (5, 10, 20, 40, 80, 160)
+"""Numbers of principal components tried, as far as there are subjects."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """A probe's scores of the test subjects, for some targets."""
+
+    scores: Floats
+    """[targets, n]: predicted value, or a score that rises with the label."""
+
+
+def ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
+    """Standardise, fit a ridge per target, predict.
+
+    Args:
+        train: [m, F] embeddings of probe subjects.
+        targets: [targets, m]; NaN where unknown, those subjects are left out for that target.
+        test: [n, F].
+    Returns: [targets, n].
+    """
+    scaler = StandardScaler().fit(train)
+    scaled, scaled_test = scaler.transform(train), scaler.transform(test)
+    return np.stack([_ridge(scaled, target, scaled_test) for target in targets])
+
+
+def pca_ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
+    """PCA on the raw crops, then ridge; the number of components by 5-fold cross-validation on the probe subjects.
+
+    Arguments and result as for `ridge_scores`.
+    """
+    fits = [number for number in COMPONENTS if number < 0.8 * len(train)]
+    errors = np.zeros((len(targets), len(fits)))
+    for inside, outside in KFold(5, shuffle=True, random_state=0).split(train):
+        pca = PCA(fits[-1], svd_solver="full").fit(train[inside])
+        scores, held_out = pca.transform(train[inside]), pca.transform(train[outside])
+        for row, target in enumerate(targets):
+            for column, number in enumerate(fits):
+                predicted = _ridge(scores[:, :number], target[inside], held_out[:, :number])
+                errors[row, column] += np.nansum((predicted - target[outside]) ** 2)
+    pca = PCA(fits[-1], svd_solver="full").fit(train)
+    scores, scores_test = pca.transform(train), pca.transform(test)
+    best = [fits[column] for column in errors.argmin(1)]
+    return np.stack(
+        [
+            _ridge(scores[:, :number], target, scores_test[:, :number])
+            for target, number in zip(targets, best, strict=True)
+        ]
+    )
+
+
+def _ridge(train: NDArray[np.floating], target: Floats, test: NDArray[np.floating]) -> Floats:
+    known = np.isfinite(target)
+    predicted: Floats = RidgeCV(STRENGTHS).fit(train[known], target[known]).predict(test)
+    return predicted
+
+
+def r2(target: Floats, scores: Floats) -> Floats:
+    """Coefficient of determination along the last axis; both [..., n]."""
+    residual = ((target - scores) ** 2).sum(-1)
+    result: Floats = 1 - residual / ((target - target.mean(-1, keepdims=True)) ** 2).sum(-1)
+    return result
+
+
+def mean_absolute_error(target: Floats, scores: Floats) -> Floats:
+    """Mean absolute error along the last axis; both [..., n]."""
+    result: Floats = np.abs(target - scores).mean(-1)
+    return result
+
+
+def auc(label: Floats, scores: Floats) -> Floats:
+    """Area under the ROC curve along the last axis, ties counting half; both [..., n]; NaN where one class is absent."""
+    ranks = rankdata(scores, axis=-1)
+    positive = label.sum(-1)
+    negative = label.shape[-1] - positive
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: Floats = ((ranks * label).sum(-1) - positive * (positive + 1) / 2) / (positive * negative)
+    return result
+
+
+Measure = Callable[[Floats, Floats], Floats]
+
+
+def bootstrap(
+    measure: Measure, targets: Floats, scores: Floats, generator: np.random.Generator, resamples: int = 1000
+) -> Floats:
+    """A measure, averaged over targets, on resampled test subjects.
+
+    Args:
+        targets, scores: [targets, n]; known for every subject.
+        generator: the same stream for two score tables gives paired resamples.
+    Returns: [resamples].
+    """
+    draws = generator.integers(targets.shape[1], size=(resamples, targets.shape[1]))
+    values = np.stack([measure(target[draws], score[draws]) for target, score in zip(targets, scores, strict=True)])
+    averaged: Floats = np.nanmean(values, axis=0)
+    return averaged
+
+
+def interval(samples: Floats) -> tuple[float, float]:
+    """The middle 95 % of bootstrap samples."""
+    low, high = np.percentile(samples, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def stack_targets(columns: Sequence[Sequence[float]]) -> Floats:
+    """Label columns as [targets, subjects]."""
+    return np.asarray(columns, dtype=np.float64)

@@ -1,0 +1,64 @@
+"""Self-attention within each subject, over packed tokens.
+
+Legend: N packed tokens, S subjects of a bucket, L tokens of each, H heads, D features of a head, E = H * D.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from panfm.models.layout import Bucket, Layout, permute
+from panfm.models.rotary import rotate
+
+
+class SubjectAttention(nn.Module):
+    """Multi-head attention in which a token sees exactly the tokens of its own subject."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Tensor, layout: Layout, rotary: tuple[Tensor, Tensor], with_saliency: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            tokens: [N, E], packed.
+            rotary: cosine and sine, [N, D/2] each.
+            with_saliency: also return the attention of each subject's subject token.
+        Returns: [N, E], and fp32 [N]: the attention that a token receives from its subject's subject token, averaged over
+            heads (or None). Over the tokens of a subject it sums to 1.
+        """
+        query, key, value = self.qkv(tokens).reshape(len(tokens), 3, self.heads, -1).unbind(1)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        sorted_qkv = permute(torch.stack((query, key, value), dim=1), layout.order, layout.inverse)
+        buckets = [_heads_first(sorted_qkv, bucket) for bucket in layout.buckets]
+        mixed = torch.cat(
+            [functional.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(0, 1) for qkv in buckets]
+        )
+        saliency = torch.cat([_subject_token_row(q, k) for q, k, _ in buckets]) if with_saliency else None
+        out = self.out(permute(mixed.flatten(1), layout.inverse, layout.order))
+        return out, saliency.index_select(0, layout.inverse) if saliency is not None else None
+
+
+def _heads_first(sorted_qkv: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+    """One bucket's query, key and value, [S, H, L, D] each."""
+    stop = bucket.start + bucket.num_subjects * bucket.length
+    rows = sorted_qkv[bucket.start : stop].reshape(bucket.num_subjects, bucket.length, *sorted_qkv.shape[1:])
+    query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+@torch.no_grad()
+def _subject_token_row(query: Tensor, key: Tensor) -> Tensor:
+    """Attention of the first token of each sequence, mean over heads, flattened to [S * L]."""
+    scores = (query[:, :, :1] @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
+    return scores.softmax(-1).mean(1).flatten()

@@ -1,0 +1,138 @@
+"""The pan-organ model: from the scans that a subject has to a subject embedding and organ embeddings.
+
+A subject's sequence is its subject token, then for each present organ its organ token and patch tokens; absent organs are
+not there at all, so nothing is imputed and nothing is spent on them. Any non-empty set of organs will do.
+
+Legend: B subjects, n_o subjects with organ o, XYZ voxels, T_o patches, E width, N packed tokens.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from panfm.config import ModelConfig, OrganGrid
+from panfm.models.adapters import Adapter
+from panfm.models.backbone import Trunk
+from panfm.models.heads import Heads
+from panfm.models.layout import Layout, pack
+from panfm.models.patch_embed import PatchEmbed
+from panfm.models.rotary import grid_positions, rotary_angles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What the model makes of a batch."""
+
+    subject: Tensor
+    """[B, E], the subject token."""
+    organ: dict[str, Tensor]
+    """organ -> [n_o, E], the organ token."""
+    patches: dict[str, Tensor]
+    """organ -> [n_o, T_o, E]."""
+    attention: dict[str, Tensor]
+    """organ -> fp32 [n_o], attention of the subject token to all tokens of the organ; empty unless asked for."""
+
+
+class OrganGroup(nn.Module):
+    """Everything that belongs to one organ: trained by the sites that image it, and by nobody else."""
+
+    def __init__(self, config: ModelConfig, grid: OrganGrid) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config.width, config.patch)
+        self.token = nn.Parameter(torch.empty(config.width))
+        self.embedding = nn.Parameter(torch.empty(config.width))
+        self.query = nn.Parameter(torch.empty(config.width))
+        self.adapters = nn.ModuleList(Adapter(config.width, config.adapter_width) for _ in range(config.depth))
+        counts = tuple(side // config.patch for side in grid.shape)
+        angles = rotary_angles(grid_positions((counts[0], counts[1], counts[2])), config.width // config.heads)
+        self.num_patches = angles.shape[0]
+        self.angles = torch.cat(
+            (torch.zeros(1, angles.shape[1], device="cpu"), angles)
+        )  # the organ token is not turned
+
+    def embed(self, volumes: Tensor, patch_mask: Tensor | None, mask_token: Tensor) -> Tensor:
+        """Volumes [n, X, Y, Z] and hidden patches bool [n, T] to tokens [n, 1 + T, E]."""
+        patches = self.patch_embed(volumes)
+        if patch_mask is not None:
+            patches = torch.where(patch_mask.unsqueeze(-1), mask_token, patches)
+        tokens = torch.cat((self.token.expand(len(patches), 1, -1), patches), dim=1)
+        return tokens + self.embedding
+
+
+class PanOrganModel(nn.Module):
+    """Trunk, heads and the groups of some organs; a site holds only its own."""
+
+    def __init__(self, config: ModelConfig, grids: Mapping[str, OrganGrid]) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config.width, config.depth, config.heads, round(config.width * config.mlp_ratio))
+        self.heads = Heads(config.width, config.predictor_width)
+        self.organs = nn.ModuleDict({organ: OrganGroup(config, grid) for organ, grid in grids.items()})
+
+    def group(self, organ: str) -> OrganGroup:
+        """The organ's group of parameters."""
+        group = self.organs[organ]
+        assert isinstance(group, OrganGroup)
+        return group
+
+    def forward(
+        self,
+        volumes: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        num_subjects: int,
+        patch_masks: Mapping[str, Tensor] | None = None,
+        saliency_blocks: int = 0,
+    ) -> Features:
+        """Encode a batch.
+
+        Args:
+            volumes: organ -> [n_o, X, Y, Z], float; only organs that some subject has.
+            rows: organ -> int64 [n_o]: which of the B subjects each volume is of, ascending.
+            num_subjects: B.
+            patch_masks: organ -> bool [n_o, T_o], True where the patch is hidden; None hides nothing.
+            saliency_blocks: last blocks over which the subject token's attention is averaged; 0 skips it.
+        """
+        groups = {organ: self.group(organ) for organ in volumes}
+        layout = pack(num_subjects, rows, {organ: group.num_patches for organ, group in groups.items()})
+        embedded = [
+            group.embed(volumes[organ], patch_masks[organ] if patch_masks else None, self.heads.mask_token).flatten(
+                0, 1
+            )
+            for organ, group in groups.items()
+        ]
+        tokens = torch.cat([self.trunk.subject_token.expand(num_subjects, -1), *embedded])
+        adapters: dict[str, Sequence[nn.Module]] = {organ: list(group.adapters) for organ, group in groups.items()}
+        tokens, saliency = self.trunk(tokens, layout, _rotary(groups, layout), adapters, saliency_blocks)
+        return _unpack(tokens, saliency, layout)
+
+
+def _rotary(groups: Mapping[str, OrganGroup], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every packed token, [N, D/2]; subject tokens are not turned."""
+    half = next(iter(groups.values())).angles.shape[1]
+    angles = [torch.zeros(layout.num_subjects, half)]
+    angles += [group.angles.repeat(layout.rows[organ].numel(), 1) for organ, group in groups.items()]
+    packed = torch.cat(angles).to(layout.order.device)
+    return packed.cos(), packed.sin()
+
+
+def _unpack(tokens: Tensor, saliency: Tensor | None, layout: Layout) -> Features:
+    scans = {organ: _per_scan(tokens, layout, organ) for organ in layout.spans}
+    attention: dict[str, Tensor] = {}
+    if saliency is not None:
+        attention = {organ: _per_scan(saliency, layout, organ).sum(1) for organ in layout.spans}
+    return Features(
+        subject=tokens[: layout.num_subjects],
+        organ={organ: scan[:, 0] for organ, scan in scans.items()},
+        patches={organ: scan[:, 1:] for organ, scan in scans.items()},
+        attention=attention,
+    )
+
+
+def _per_scan(packed: Tensor, layout: Layout, organ: str) -> Tensor:
+    """An organ's block of a packed [N, ...] as [n_o, 1 + T_o, ...]."""
+    return packed[layout.spans[organ]].reshape(-1, layout.tokens_per_scan[organ], *packed.shape[1:])

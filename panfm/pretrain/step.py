@@ -1,0 +1,163 @@
+"""One optimisation step: what the teacher sees, what is hidden from the student, and the loss between them.
+
+The teacher sees all present organs, unmasked. Its subject-token attention decides which organs the student does not get
+(Saliency-Guided Masking); in the organs that stay, patches are hidden. Two terms, each a mean over a subject's own organs
+and then over the subjects of the batch:
+(a) the teacher's features of hidden patches inside visible organs;
+(b) the teacher's token of a masked organ, predicted from the student's subject token and the organ's query. Where nothing is
+    masked, the organs that the student saw are predicted, so that the subject token always learns to read them.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panfm.config import LossWeights, OrganGrid, OrganMaskConfig, PatchMaskConfig
+from panfm.data.dataset import Batch
+from panfm.models.pan_organ import Features, PanOrganModel
+from panfm.pretrain.feature_loss import feature_loss, normalised
+from panfm.pretrain.organ_mask import draw_organ_masks
+from panfm.pretrain.patch_mask import draw_patch_mask
+from panfm.pretrain.saliency import Saliency, saliency_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masks:
+    """What the student does not see."""
+
+    organs: Tensor
+    """bool [B, O] on the CPU."""
+    patches: dict[str, Tensor]
+    """organ -> bool [n_o, T_o], for every scan of the batch; equally many True in each row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """The loss of one batch and what it is made of."""
+
+    total: Tensor
+    patch: Tensor
+    """fp32 scalar, term (a)."""
+    organ: Tensor | None
+    """fp32 scalar, term (b) over subjects with two organs or more; None where there is none."""
+    collapse: float
+    """Term (a) of the best constant prediction for these targets."""
+
+
+def patch_counts(grid: OrganGrid, patch: int) -> tuple[int, int, int]:
+    """Patches of an organ along X, Y, Z."""
+    x, y, z = (side // patch for side in grid.shape)
+    return x, y, z
+
+
+def teacher_view(teacher: PanOrganModel, batch: Batch, saliency_blocks: int) -> tuple[Features, Saliency]:
+    """The teacher's features of the whole batch and what its subject tokens attend to."""
+    with torch.no_grad():
+        features = teacher(batch.volumes, batch.rows, len(batch.subjects), saliency_blocks=saliency_blocks)
+    tokens = {organ: 1 + patches.shape[1] for organ, patches in features.patches.items()}
+    return features, saliency_of(features.attention, batch.rows, tokens, batch.organs, len(batch.subjects))
+
+
+def draw_masks(
+    batch: Batch,
+    saliency: Saliency,
+    patch_counts: Mapping[str, tuple[int, int, int]],
+    organ_config: OrganMaskConfig,
+    patch_config: PatchMaskConfig,
+    organ_draws: Sequence[np.random.Generator],
+    patch_draws: Sequence[np.random.Generator],
+) -> Masks:
+    """Organ masks and patch masks, each subject from its own generators.
+
+    Patches are drawn for masked organs too, so that a subject's patch masks do not depend on its organ masks.
+    """
+    patches: dict[str, Tensor] = {}
+    for organ, rows in batch.rows.items():
+        drawn = [draw_patch_mask(patch_counts[organ], patch_config, patch_draws[row]) for row in rows.tolist()]
+        patches[organ] = torch.from_numpy(np.stack(drawn)).to(batch.volumes[organ].device)
+    return Masks(organs=draw_organ_masks(saliency, organ_config, organ_draws), patches=patches)
+
+
+def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Masks, weights: LossWeights) -> StepLoss:
+    """Both terms for one batch."""
+    visible = _visible_scans(batch, masks.organs)
+    features: Features = student(
+        {organ: batch.volumes[organ][keep] for organ, keep in visible.items()},
+        {organ: batch.rows[organ][keep] for organ, keep in visible.items()},
+        len(batch.subjects),
+        {organ: masks.patches[organ][keep] for organ, keep in visible.items()},
+    )
+    patch, collapse = _patch_term(student, batch, features, target, masks, visible)
+    organ, eligible = _organ_term(student, batch, features, target, masks.organs)
+    total = weights.patch * patch + weights.organ * organ
+    # Divided by the whole batch and not by those with two organs, so that no subject's gradient depends on another's organs.
+    per_eligible = organ.detach() * len(batch.subjects) / eligible if eligible else None
+    return StepLoss(total=total, patch=patch.detach(), organ=per_eligible, collapse=collapse)
+
+
+def _visible_scans(batch: Batch, organ_masks: Tensor) -> dict[str, Tensor]:
+    """organ -> int64 positions among its n_o scans that the student sees; organs without any are left out."""
+    visible: dict[str, Tensor] = {}
+    for organ, rows in batch.rows.items():
+        hidden = organ_masks[rows.cpu(), batch.organs.index(organ)]
+        keep = torch.nonzero(~hidden).flatten().to(rows.device)
+        if keep.numel():
+            visible[organ] = keep
+    return visible
+
+
+def _patch_term(
+    student: PanOrganModel,
+    batch: Batch,
+    features: Features,
+    target: Features,
+    masks: Masks,
+    visible: Mapping[str, Tensor],
+) -> tuple[Tensor, float]:
+    """Term (a) over the batch, and its collapse value."""
+    losses: dict[str, Tensor] = {}
+    collapse: list[Tensor] = []
+    for organ, keep in visible.items():
+        hidden = masks.patches[organ][keep]
+        wanted = normalised(target.patches[organ][keep][hidden])
+        predicted = student.heads.patch_predictor(features.patches[organ][hidden])
+        losses[organ] = feature_loss(predicted, wanted).reshape(len(keep), -1).mean(1)
+        collapse.append(feature_loss(wanted.mean(0, keepdim=True).expand_as(wanted), wanted).mean())
+    rows = {organ: batch.rows[organ][keep] for organ, keep in visible.items()}
+    return _subject_means(losses, rows, len(batch.subjects)).mean(), float(torch.stack(collapse).mean())
+
+
+def _organ_term(
+    student: PanOrganModel, batch: Batch, features: Features, target: Features, organ_masks: Tensor
+) -> tuple[Tensor, int]:
+    """Term (b), summed over subjects with two organs or more and divided by B, and how many those are."""
+    presence = batch.presence.cpu()
+    eligible = presence.sum(1) >= 2
+    wanted = torch.where(organ_masks.any(1, keepdim=True), organ_masks, presence) & eligible.unsqueeze(1)
+    losses: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+    for organ, all_rows in batch.rows.items():
+        chosen = torch.nonzero(wanted[all_rows.cpu(), batch.organs.index(organ)]).flatten().to(all_rows.device)
+        if chosen.numel():
+            rows[organ] = all_rows[chosen]
+            predicted = student.heads.predict_organ(features.subject[rows[organ]], student.group(organ).query)
+            losses[organ] = feature_loss(predicted, normalised(target.organ[organ][chosen]))
+    return _subject_means(losses, rows, len(batch.subjects)).mean(), int(eligible.sum())
+
+
+def _subject_means(losses: Mapping[str, Tensor], rows: Mapping[str, Tensor], num_subjects: int) -> Tensor:
+    """Mean over each subject's own organs of the losses [n_o] of those organs; 0 for a subject with none; [B]."""
+    if not losses:
+        return torch.zeros(num_subjects)
+    device = next(iter(losses.values())).device
+    total, count = torch.zeros(num_subjects, device=device), torch.zeros(num_subjects, device=device)
+    for organ, loss in losses.items():
+        total = total.index_add(0, rows[organ], loss)
+        count = count.index_add(0, rows[organ], torch.ones_like(loss))
+    return total / count.clamp(min=1)

@@ -1,0 +1,265 @@
+"""What crosses the wire between the coordinator and a site; the only place where `client` and `server` meet.
+
+A message is an `Envelope`: its kind, a JSON header and named tensors. Nothing is ever unpickled. A task names the site
+it is for, the run, the round and the digest of every tensor, and is signed by the coordinator; the answer is a
+`SiteUpdate` or a `Refusal`, which is an answer and not a failure. Readers refuse what they do not know by name.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from panfm import update
+from panfm.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+"""Raised when the meaning of a message changes; peers with another version are refused politely."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One message, before Flower (or a file) carries it."""
+
+    kind: str
+    header: str
+    """Canonical JSON: sorted keys, no spaces."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinAnswer:
+    """What a site says of itself when it is asked to join a run."""
+
+    site: str
+    organs: tuple[str, ...]
+    protocol_version: int
+    panfm_version: str
+    num_subjects: dict[str, int] = field(default_factory=dict)
+    """Subjects per organ, where the site's policy allows it to be told; else empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTask:
+    """One round's work for one site: only the groups that the site needs, student and teacher aligned."""
+
+    run: str
+    round: int
+    """Counted from 1."""
+    site: str
+    recipe: str
+    """The whole recipe (`panfm.config.Recipe`) as YAML."""
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    protocol_version: int = PROTOCOL_VERSION
+    signature: str = ""
+    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything but the signature, tensors included."""
+        header = _header(self, leave_out=("student", "teacher", "signature"))
+        header["student_digest"], header["teacher_digest"] = update.digest(self.student), update.digest(self.teacher)
+        return hashlib.sha256(_canonical(header).encode()).hexdigest()
+
+    def signed(self, signature: str) -> TrainTask:
+        """The same task with its signature."""
+        return replace(self, signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetrics:
+    """What a site tells about one round of training; each value is a mean over the round's steps or subjects."""
+
+    loss: float
+    """Weighted sum of the terms."""
+    loss_patch: float
+    """Term (a), smooth-L1 per feature."""
+    loss_organ: float | None
+    """Term (b), smooth-L1 per feature; None where no subject has two organs."""
+    collapse_loss: float
+    """Term (a) of the best constant prediction for this round's targets.
+
+    A loss far above it does not learn, one far below it does.
+    """
+    gradient_norm: float
+    """Before clipping."""
+    share: dict[str, float]
+    """Attention to each organ among the organs present, over subjects that have it."""
+    lift: dict[str, float]
+    """Share over the organ's part of the tokens; 1 is no preference."""
+    masked_rate: dict[str, float]
+    """Masked by organ masking, over subjects that have the organ."""
+    share_entropy: float | None
+    """Entropy of a subject's shares over its maximum (0 to 1); None where no subject has two organs."""
+    effective_rank: dict[str, float]
+    """Of the teacher's patch tokens, per organ."""
+    spread: dict[str, float]
+    """Standard deviation of the teacher's L2-normalised patch tokens, times the square root of the width.
+
+    0 is collapse, 1 is the sphere.
+    """
+    seconds: float
+    """Wall time of the training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteUpdate:
+    """A site's answer to a task: what it learned, and what it may tell about it."""
+
+    run: str
+    round: int
+    site: str
+    task_digest: str
+    deltas: dict[str, Tensor]
+    """Trained parameters minus the task's, by name; only groups that the site trained."""
+    num_subjects: int
+    """Subjects that the site trained on."""
+    organ_subjects: dict[str, int]
+    """Subjects per organ that the site trained on."""
+    num_steps: int
+    """Optimiser steps done in this round."""
+    metrics: TrainMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A site's considered no: it is recorded on both sides and does not fail the round."""
+
+    run: str
+    round: int
+    site: str
+    code: str
+    """A stable word for programs, such as `round_answered_otherwise`."""
+    reason: str
+    """One line for people; holds no path, pseudonym or value."""
+
+
+Message = JoinAnswer | TrainTask | SiteUpdate | Refusal
+_KINDS: dict[str, type[Message]] = {
+    "join_answer": JoinAnswer,
+    "train_task": TrainTask,
+    "site_update": SiteUpdate,
+    "refusal": Refusal,
+}
+_TENSOR_FIELDS: dict[str, tuple[str, ...]] = {"train_task": ("student", "teacher"), "site_update": ("deltas",)}
+M = TypeVar("M", JoinAnswer, TrainTask, SiteUpdate, Refusal)
+
+
+def to_envelope(message: Message) -> Envelope:
+    """The message as JSON header and tensors named `<field>/<parameter>`."""
+    kind = next(kind for kind, cls in _KINDS.items() if type(message) is cls)
+    parts = _TENSOR_FIELDS.get(kind, ())
+    tensors = {f"{part}/{name}": tensor for part in parts for name, tensor in sorted(getattr(message, part).items())}
+    return Envelope(kind=kind, header=_canonical(_header(message, leave_out=parts)), tensors=tensors)
+
+
+def from_envelope(envelope: Envelope) -> Message:
+    """The message of an envelope.
+
+    Raises: ProtocolError when the kind, a field or a tensor name is not one that this version knows, or one is missing.
+    """
+    cls = _KINDS.get(envelope.kind)
+    if cls is None:
+        raise ProtocolError(
+            f"unknown kind of message {envelope.kind!r}; expected one of {', '.join(_KINDS)}: update panfm"
+        )
+    try:
+        header = _parsed(envelope.header)
+        values = _values(cls, header, _TENSOR_FIELDS.get(envelope.kind, ()), envelope.tensors)
+        return cls(**values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"malformed {envelope.kind}: {error}; both sides need the same protocol version") from error
+
+
+def expect(message: Message, kind: type[M]) -> M:
+    """The message, when it is of that kind; ProtocolError otherwise."""
+    if not isinstance(message, kind):
+        raise ProtocolError(f"expected {kind.__name__}, got {type(message).__name__}")
+    return message
+
+
+def _header(message: Message, leave_out: tuple[str, ...]) -> dict[str, Any]:
+    kept = (f.name for f in fields(message) if f.name not in leave_out)
+    return {
+        name: asdict(value) if isinstance(value := getattr(message, name), TrainMetrics) else value for name in kept
+    }
+
+
+def _canonical(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
+
+
+def _parsed(header: str) -> Any:
+    parsed = json.loads(header)
+    json.dumps(parsed, ensure_ascii=False).encode()  # a lone surrogate is valid JSON, but no log can be written with it
+    return parsed
+
+
+def _values(cls: type[Message], header: Any, parts: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    _check_fields(cls, header, leave_out=parts)
+    values: dict[str, Any] = {**header, **{part: {} for part in parts}}
+    for name, tensor in tensors.items():
+        part, _, parameter = name.partition("/")
+        if part not in parts or not parameter:
+            raise ValueError(f"unexpected tensor {name!r}")
+        values[part][parameter] = tensor
+    if cls is SiteUpdate:
+        _check_fields(TrainMetrics, values["metrics"])
+        values["metrics"] = TrainMetrics(**values["metrics"])
+    if cls is JoinAnswer and isinstance(values["organs"], list):
+        values["organs"] = tuple(values["organs"])
+    _check_types(cls, values)
+    return values
+
+
+def _check_fields(cls: type[Any], header: Any, leave_out: tuple[str, ...] = ()) -> None:
+    if not isinstance(header, dict):
+        raise ValueError(f"{cls.__name__} is not a JSON object")
+    known = {f.name for f in fields(cls)} - set(leave_out)
+    if wrong := sorted(header.keys() ^ known):
+        raise ValueError(f"field {wrong[0]!r:.60} is {'missing' if wrong[0] in known else 'unknown'}")
+
+
+_PLAIN_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "tuple[str, ...]": (tuple,),
+    "dict[str, int]": (dict,),
+    "dict[str, float]": (dict,),
+    "dict[str, Tensor]": (dict,),
+    "TrainMetrics": (TrainMetrics,),
+}
+
+
+def _check_types(cls: type[Any], values: Mapping[str, Any]) -> None:
+    """A header comes from a peer: each value must be of the type that its field declares."""
+    for f in fields(cls):
+        if not _fits(str(f.type), values[f.name]):
+            raise ValueError(f"{f.name} should be {f.type}, got {values[f.name]!r:.60}")
+
+
+def _fits(declared: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, _PLAIN_TYPES[declared]):
+        return False
+    return _content_fits(declared, value)
+
+
+def _content_fits(declared: str, value: Any) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63  # a longer one might not become a float
+    if declared in ("dict[str, int]", "dict[str, float]"):
+        inner = declared.removeprefix("dict[str, ").removesuffix("]")
+        return all(isinstance(key, str) and _fits(inner, item) for key, item in value.items())
+    if declared == "tuple[str, ...]":
+        return all(isinstance(item, str) for item in value)
+    if declared == "TrainMetrics":
+        _check_types(TrainMetrics, {f.name: getattr(value, f.name) for f in fields(TrainMetrics)})
+    return True

@@ -1,0 +1,56 @@
+"""The answers that a site has given, kept on its own disk: a round asked again gets the stored answer, without training again.
+
+An answer is committed (written, flushed, renamed into place) before it is sent, so a crash in between loses nothing.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from panfm.durable import write_folder
+from panfm.errors import DataError
+from panfm.protocol import Envelope, SiteUpdate, expect, from_envelope, to_envelope
+
+
+class AnswerStore:
+    """Answers by run and round, below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def digest(self, run: str, round_number: int) -> str | None:
+        """Digest of the task that was answered in this run and round, if any."""
+        path = self._place(run, round_number) / "answer.json"
+        if not path.is_file():
+            return None
+        return str(json.loads(path.read_text())["task_digest"])
+
+    def read(self, run: str, round_number: int) -> SiteUpdate:
+        """The stored answer. Raises: DataError when there is none or it is damaged."""
+        place = self._place(run, round_number)
+        try:
+            header, tensors = (place / "answer.json").read_text(), load_file(place / "deltas.safetensors")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                "the stored answer of this round cannot be read; restore the site's state from a copy"
+            ) from error
+        return expect(from_envelope(Envelope(kind="site_update", header=header, tensors=tensors)), SiteUpdate)
+
+    def commit(self, answer: SiteUpdate) -> None:
+        """Keep the answer; after this returns it survives any crash."""
+        envelope = to_envelope(answer)
+
+        def fill(draft: Path) -> None:
+            save_file(envelope.tensors, draft / "deltas.safetensors")
+            (draft / "answer.json").write_text(envelope.header)
+
+        write_folder(self._place(answer.run, answer.round), fill)
+
+    def _place(self, run: str, round_number: int) -> Path:
+        """Runs are named by their coordinator, so the name is hashed before it becomes a path."""
+        return self._folder / hashlib.sha256(run.encode()).hexdigest()[:16] / f"round-{round_number:04d}"

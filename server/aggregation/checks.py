@@ -1,0 +1,140 @@
+"""What an answer must be before it counts: of the right round and site, well-formed, finite, bounded, plausible.
+
+What fails is left out with a reason and the round goes on. The whole update of that site is left out, not only the
+group that failed: its groups were trained jointly, so a trunk trained beside a broken adapter is no better than the
+adapter, and the counts and metrics would say something false about the half that stays. Reasons stand in the record:
+they name parameters, groups and fields, and hold no count of subjects, no metric and no element of a tensor.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
+
+import torch
+
+from panfm import update as tensors_update
+from panfm.groups import SHARED_GROUPS, group_of, split_by_group
+from panfm.protocol import SiteUpdate, TrainMetrics
+
+Expected = Mapping[str, tuple[torch.Size, torch.dtype]]
+"""Parameter name -> shape and dtype, of everything that the site was sent."""
+
+
+def check_update(
+    update: SiteUpdate,
+    *,
+    run: str,
+    round: int,
+    site: str,
+    task_digest: str,
+    expected: Expected,
+    organs: Collection[str],
+    max_delta_norm: float,
+    max_steps: int,
+) -> str | None:
+    """Why this update must be left out, or None when it may count.
+
+    Args:
+        update: the answer, as decoded from the wire.
+        run, round, site, task_digest: of the task that went to this site.
+        expected: shape and dtype of each parameter that the site was sent.
+        organs: organs that the site declared when it joined.
+        max_delta_norm: largest L2 norm of the delta of one group.
+        max_steps: most optimiser steps that the recipe allows in a round.
+    Returns: None, or one line that names what came; see above for what it may not hold.
+    """
+    # In this order: a tensor is measured only after its name, shape and dtype are known to be right.
+    return (
+        _check_address(update, run, round, site, task_digest)
+        or _check_names(update, expected)
+        or _check_layout(update, expected)
+        or _check_counts(update, organs, max_steps)
+        or _check_metrics(update)
+        or _check_values(update, max_delta_norm)
+    )
+
+
+def _check_address(update: SiteUpdate, run: str, round: int, site: str, task_digest: str) -> str | None:
+    asked: dict[str, str | int] = {"run": run, "round": round, "site": site, "task_digest": task_digest}
+    for name, value in asked.items():
+        if (came := getattr(update, name)) != value:
+            return f"answers {name} {_short(came)}, expected {_short(value)}"
+    return None
+
+
+def _check_names(update: SiteUpdate, expected: Expected) -> str | None:
+    if not update.deltas:
+        return "holds no tensor; a site that trained nothing should refuse instead"
+    unknown = sorted(update.deltas.keys() - expected.keys())
+    if unknown:
+        return f"holds tensor {_short(unknown[0])}, which the site was not sent ({len(unknown)} such)"
+    sent = {group_of(name) for name in update.deltas}
+    missing = sorted(name for name in expected if group_of(name) in sent and name not in update.deltas)
+    if missing:
+        return f"group {group_of(missing[0])} is incomplete: lacks {_short(missing[0])} ({len(missing)} such)"
+    return None
+
+
+def _check_layout(update: SiteUpdate, expected: Expected) -> str | None:
+    for name in sorted(update.deltas):
+        shape, dtype = expected[name]
+        tensor = update.deltas[name]
+        if tensor.shape != shape:
+            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
+        if tensor.dtype != dtype:
+            return f"{name} has dtype {tensor.dtype}, expected {dtype}"
+    return None
+
+
+def _check_counts(update: SiteUpdate, organs: Collection[str], max_steps: int) -> str | None:
+    if not 1 <= update.num_steps <= max_steps:
+        return f"did {update.num_steps} steps, expected 1 to {max_steps}"
+    if update.num_subjects < 1:
+        return "trained on no subject; a site without subjects should refuse instead"
+    counts = update.organ_subjects
+    for organ in sorted(counts):
+        if organ not in organs:
+            return f"counts subjects with organ {_short(organ)}, which the site did not declare"
+        if not 0 <= counts[organ] <= update.num_subjects:
+            return f"counts subjects with organ {organ} outside 0 to its subjects in all"
+    if not any(counts.values()):
+        return "counts no subject with any organ"
+    sent = sorted({group_of(name) for name in update.deltas} - set(SHARED_GROUPS))
+    without = [organ for organ in sent if counts.get(organ, 0) == 0]
+    return f"trained group {without[0]} without a subject that has the organ" if without else None
+
+
+def _check_metrics(update: SiteUpdate) -> str | None:
+    for name, value in _numbers(update.metrics):
+        if not math.isfinite(value):
+            return f"metric {_short(name)} is not finite"
+    return None
+
+
+def _check_values(update: SiteUpdate, max_delta_norm: float) -> str | None:
+    for group, deltas in split_by_group(update.deltas).items():
+        for name, tensor in deltas.items():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} holds values that are not finite"
+        if (length := tensors_update.norm(deltas)) > max_delta_norm:
+            return (
+                f"delta of group {group} has L2 norm {length:.3g}, above federation.max_delta_norm {max_delta_norm:.3g}"
+            )
+    return None
+
+
+def _numbers(metrics: TrainMetrics) -> Iterator[tuple[str, float]]:
+    for f in fields(metrics):
+        value = getattr(metrics, f.name)
+        if isinstance(value, Mapping):
+            yield from ((f"{f.name}.{organ}", number) for organ, number in sorted(value.items()))
+        elif value is not None:
+            yield f.name, value
+
+
+def _short(value: str | int) -> str:
+    """A peer's word as one printable line of at most 80 characters."""
+    return f"{value!r:.80}"

@@ -1,0 +1,133 @@
+"""A Flower Grid without a network: it calls the ClientApp directly, so a rehearsal needs no daemon and starts in seconds.
+
+The apps are the very ones of a deployment and see the same messages and contexts. Clients run one after the other, each
+when its reply is asked for. An exception of a client becomes an error reply, as in a deployment; only a person's Ctrl-C
+passes through. Leans on three of Flower's internals (`TaskIdentity`, `Run.create_empty`, a message's id), which a test
+watches, since the version is pinned.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app as client_app
+from panfm import recipes
+from panfm.config import RunConfig
+from server.app import app as server_app
+
+CLIENT_APP_RAISED_EXCEPTION = 2
+"""Flower's error code for a ClientApp that raised."""
+
+_FIRST_NODE = 1000
+
+Scalar = bool | int | float | str
+
+
+class LocalGrid(Grid):
+    """All nodes of a rehearsal, in this process."""
+
+    def __init__(
+        self,
+        app: ClientApp,
+        node_configs: Sequence[Mapping[str, Scalar]],
+        run_config: Mapping[str, Scalar],
+        server_config: Mapping[str, Scalar],
+    ) -> None:
+        """Set the rehearsal up.
+
+        Args:
+            app: the app of every site.
+            node_configs: what each site's SuperNode would be started with.
+            run_config: what the run is submitted with; every app sees it.
+            server_config: what only the coordinator's program knows.
+        """
+        self._app = app
+        run_id = uuid.uuid4().int >> 65
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+        self._run = Run.create_empty(run_id=run_id)
+        self._contexts = {
+            _FIRST_NODE + place: _context(run_id, _FIRST_NODE + place, node_config, run_config)
+            for place, node_config in enumerate(node_configs)
+        }
+        self.server_context = _context(run_id, 1, server_config, run_config)
+        self._waiting: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Take the run's description; part of Flower's interface."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run's description."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a node; part of Flower's interface."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All sites of the rehearsal."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Put messages before their nodes; they are worked on when their replies are asked for."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._waiting[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Let the next node among those asked for work, and return its reply."""
+        wanted = set(message_ids)
+        for message_id in self._waiting:
+            if message_id in wanted:
+                return [self._reply(self._waiting.pop(message_id))]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send all and wait for all; part of Flower's interface."""
+        ids = self.push_messages(messages)
+        return [reply for message_id in ids for reply in self.pull_messages([message_id])]
+
+    def _reply(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as Flower does: what a client raises becomes an error reply
+            reason = f"{type(error)}:<'{error}'>"
+            return Message(Error(code=CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+
+
+def _context(run_id: int, node: int, node_config: Mapping[str, Scalar], run_config: Mapping[str, Scalar]) -> Context:
+    return Context(
+        run_id=run_id, node_id=node, node_config=dict(node_config), state=RecordDict(), run_config=dict(run_config)
+    )
+
+
+def run_in_process(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]) -> None:
+    """Run the study with both apps in this process.
+
+    Args:
+        runs: the coordinator's folder for runs.
+        hospitals: site -> its folder.
+    Raises: whatever the coordinator's app raises.
+    """
+    grid = LocalGrid(
+        client_app,
+        [{"site-folder": str(folder)} for folder in hospitals.values()],
+        {"composed": recipes.to_yaml(config)},
+        {"runs-dir": str(runs)},
+    )
+    server_app(grid, grid.server_context)

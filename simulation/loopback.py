@@ -1,0 +1,249 @@
+"""A rehearsal over Flower's own programs: one SuperLink and a SuperNode per hospital, all on 127.0.0.1.
+
+Slower than calling the apps in process (every message starts a program), and closer to a deployment: the bundle is built,
+sent, unpacked and run as it would be at a hospital. Without TLS, which a deployment never is. Every program is started
+here in a session of its own and ended by its own process group, also on failure.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from panfm import recipes
+from panfm.config import RunConfig
+from panfm.errors import PortInUseError, RunError
+from panfm.reporting.record import Event, RoundFinished, RunFinished, SiteJoined, read_record
+
+log = logging.getLogger("panfm.server")
+
+PROGRAMS = Path(sys.executable).parent
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+"""Where pyproject.toml says what goes into the bundle."""
+
+START_TIMEOUT_S = 120.0
+POLL_S = 1.0
+STATUS_EVERY_S = 15.0
+_ENDED = "finished"
+
+
+def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]) -> None:
+    """Run the study to its end.
+
+    Args:
+        runs: the coordinator's folder for runs; Flower's logs lie below the run's own folder.
+        hospitals: site -> its folder.
+    Raises: PortInUseError when the port is taken; RunError when Flower's programs do not start or the run fails.
+    """
+    port = config.port or _free_port()
+    _check_free(port)
+    flower = _Flower(home=runs / config.name / "flower", runs=runs, port=port)
+    flower.prepare()
+    with contextlib.ExitStack() as programs:
+        programs.enter_context(flower.superlink())
+        for site, folder in hospitals.items():
+            programs.enter_context(flower.supernode(site, folder))
+        flower.wait_for_nodes(len(hospitals))
+        run_id = flower.submit(config)
+        _follow(runs / config.name / "record.jsonl", flower, run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flower:
+    """Flower's programs of one rehearsal."""
+
+    home: Path
+    runs: Path
+    port: int
+
+    def prepare(self) -> None:
+        """Flower's own configuration, away from the person's."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        link = {"address": f"127.0.0.1:{self.port}", "insecure": True}
+        (self.home / "config.toml").write_text(
+            tomli_w.dumps({"superlink": {"default": "rehearsal", "rehearsal": link}})
+        )
+
+    @contextlib.contextmanager
+    def superlink(self) -> Iterator[None]:
+        """The coordinator's program."""
+        flags = [
+            "--insecure",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--disable-runtime-dependency-installation",
+        ]
+        with self._running("flower-superlink", flags, "superlink"):
+            self._wait_until_up()
+            yield
+
+    @contextlib.contextmanager
+    def supernode(self, site: str, folder: Path) -> Iterator[None]:
+        """One hospital's program."""
+        flags = [
+            "--insecure",
+            "--superlink",
+            f"127.0.0.1:{self.port}",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(_free_port()),
+        ]
+        flags += ["--node-config", f"site-folder={json.dumps(str(folder))}"]
+        with self._running("flower-supernode", flags, f"supernode-{site}"):
+            yield
+
+    def wait_for_nodes(self, number: int) -> None:
+        """Until so many SuperNodes are online. Raises: RunError."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            nodes = self.ask("supernode", "list", "rehearsal", "--format", "json").get("nodes", [])
+            if sum(node.get("status") == "online" for node in nodes) >= number:
+                return
+            time.sleep(POLL_S)
+        raise RunError(
+            f"not all {number} SuperNodes came up within {START_TIMEOUT_S:.0f} s; see the logs in {self.home}"
+        )
+
+    def submit(self, config: RunConfig) -> str:
+        """Build the bundle, submit the run, and return its id."""
+        settings = self.home / "run_config.toml"
+        settings.write_text(tomli_w.dumps({"composed": recipes.to_yaml(config)}))
+        answer = self.ask("run", str(BUNDLE_ROOT), "rehearsal", "--run-config", str(settings), "--format", "json")
+        if not answer.get("success"):
+            raise RunError(
+                f"Flower did not take the run: {answer.get('error-message', answer)}; see the logs in {self.home}"
+            )
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Flower's word for the state of the run."""
+        runs = self.ask("list", "rehearsal", "--run-id", run_id, "--format", "json").get("runs", [])
+        return str(runs[0].get("status", "")) if runs else ""
+
+    def ask(self, *words: str) -> dict[str, list[dict[str, str]]]:
+        """What Flower's command line answers, as JSON; it prints a line of prose first."""
+        done = subprocess.run(
+            [str(PROGRAMS / "flwr"), *words],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        start = done.stdout.find("{")
+        if start < 0:
+            raise RunError(
+                f"`flwr {words[0]}` did not answer: {done.stderr.strip()[-200:] or done.stdout.strip()[-200:]}"
+            )
+        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout[start:])
+        return answer
+
+    @contextlib.contextmanager
+    def _running(self, program: str, flags: Sequence[str], name: str) -> Iterator[None]:
+        with (self.home / f"{name}.log").open("w") as output:
+            process = subprocess.Popen(
+                [str(PROGRAMS / program), *flags],
+                env=self._environment(),
+                cwd=self.home,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                yield
+            finally:
+                _end(process)
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.2)
+        raise RunError(
+            f"the SuperLink did not open port {self.port} within {START_TIMEOUT_S:.0f} s; see {self.home}/superlink.log"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PANFM_RUNS_DIR": str(self.runs),
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+        return os.environ | ours
+
+
+def _follow(record: Path, flower: _Flower, run_id: str) -> None:
+    """Say what the record says until it ends. Raises: RunError when the run fails or is incomplete."""
+    told = 0
+    asked = time.monotonic()
+    while True:
+        events = list(read_record(record)) if record.exists() else []
+        for event in events[told:]:
+            _tell(event)
+            if isinstance(event, RunFinished):
+                if event.status != "complete":
+                    raise RunError(f"the run is {event.status}: {event.reason}")
+                return
+        told = len(events)
+        if time.monotonic() - asked > STATUS_EVERY_S:
+            asked = time.monotonic()
+            if (status := flower.status(run_id)).startswith(_ENDED):
+                raise RunError(f"Flower ended the run ({status}) before its record did; see the logs in {flower.home}")
+        time.sleep(POLL_S)
+
+
+def _tell(event: Event) -> None:
+    if isinstance(event, SiteJoined):
+        log.info("%s joined with %s", event.site, ", ".join(event.organs))
+    if isinstance(event, RoundFinished):
+        log.info("round %d finished after %.0f s", event.round, event.seconds)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortInUseError(
+                f"port {port} on 127.0.0.1 is in use; stop the program that has it, or give another port= (0 takes a free one)"
+            ) from error
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and whatever it started: politely, then not."""
+    for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

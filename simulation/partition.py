@@ -1,0 +1,40 @@
+"""Which pretend hospital images which organs: different, overlapping sets that together cover the study."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from panfm.data.synthetic import SyntheticSite
+
+HOSPITALS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("neuro", ("brain", "heart", "adipose")),
+    ("cardiac", ("heart", "adipose", "liver")),
+    ("abdominal", ("liver", "kidney", "spleen", "pancreas")),
+    ("metabolic", ("brain", "adipose", "liver", "kidney", "pancreas")),
+    ("renal", ("kidney", "spleen", "heart")),
+    ("wholebody", ("brain", "heart", "adipose", "liver", "kidney", "spleen", "pancreas")),
+)
+"""Name and organs of the first hospitals; further ones repeat the pattern."""
+
+
+def synthetic_hospitals(number: int, subjects_per_site: int, vocabulary: Sequence[str]) -> tuple[SyntheticSite, ...]:
+    """The first `number` hospitals; what none of them images is added to the last, so that every organ is held."""
+    names = [_name(place) for place in range(number)]
+    organs = [list(HOSPITALS[place % len(HOSPITALS)][1]) for place in range(number)]
+    held = {organ for some in organs for organ in some}
+    organs[-1] += [organ for organ in vocabulary if organ not in held]
+    return tuple(
+        SyntheticSite(
+            name=name,
+            organs=tuple(organ for organ in vocabulary if organ in some),
+            num_subjects=subjects_per_site,
+        )
+        for name, some in zip(names, organs, strict=True)
+    )
+
+
+def _name(place: int) -> str:
+    turn, pattern = divmod(place, len(HOSPITALS))
+    name = HOSPITALS[pattern][0]
+    return f"{name}{turn + 1}" if turn else name

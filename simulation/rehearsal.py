@@ -1,0 +1,96 @@
+"""A whole rehearsal: pretend hospitals made, the study run by the real apps, the outcome probed, the reports written."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from panfm import recipes
+from panfm.config import CohortKind, Engine, RunConfig
+from panfm.errors import ConfigError
+from panfm.evaluation.learning_check import check_learning, read_held_out, to_rows
+from panfm.export.model_folder import read_model
+from panfm.reporting.record import ProbeTable
+from panfm.reporting.run_report import write_run_report
+from panfm.signing import public_hex
+from panfm.site.report import make_site_report
+from server.run_folder import coordinator_key
+from server.run_record import RECORD_FILE, RunRecord
+from simulation.hospitals import RehearsalCohort, make_cohort
+from simulation.local_grid import run_in_process
+from simulation.loopback import run_on_loopback
+from simulation.progress import Display
+
+
+def rehearse(config: RunConfig, display: Display) -> Path:
+    """Run a rehearsal from nothing to the report.
+
+    Returns: the report.
+    Raises: PanfmError in one line when it cannot be done; the report of a run that started is written all the same.
+    """
+    config = named(config, datetime.now())
+    runs = Path(config.runs).resolve()
+    run_folder = runs / config.name
+    if run_folder.exists():
+        raise ConfigError(
+            f"there is a run called {config.name} in {config.runs} already; give another name=, or remove it"
+        )
+    started = time.monotonic()
+    cohort = make_cohort(config, run_folder, public_hex(coordinator_key(runs)), display.advance)
+    display.say(f"{len(cohort.hospitals)} hospitals ready after {time.monotonic() - started:.0f} s in {run_folder}")
+    try:
+        run = run_on_loopback if config.engine is Engine.loopback else run_in_process
+        run(config, runs, cohort.hospitals)
+    finally:
+        if (run_folder / RECORD_FILE).exists():
+            _look_back(config, run_folder, cohort, display)
+    return run_folder / "report.html"
+
+
+def named(config: RunConfig, now: datetime) -> RunConfig:
+    """The run with a name: its own, or the recipe's and the time."""
+    return config if config.name else replace(config, name=f"{config.recipe}-{now:%Y%m%d-%H%M%S}")
+
+
+def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, display: Display) -> None:
+    """Probe what was learned, and write every hospital's own report and the run's."""
+    if (run_folder / "model").is_dir():
+        model = read_model(run_folder / "model")
+        for line in _probe(config, run_folder, cohort):
+            display.say(line)
+        for place, (site, folder) in enumerate(cohort.hospitals.items(), start=1):
+            make_site_report(folder, model)
+            display.advance("hospitals' own reports", place, len(cohort.hospitals), site)
+    write_run_report(run_folder)
+
+
+def _probe(config: RunConfig, run_folder: Path, cohort: RehearsalCohort) -> list[str]:
+    recipe = recipes.recipe_of(config)
+    probe, test = (read_held_out(cohort.evaluation, recipe, split) for split in ("probe", "test"))
+    answers = check_learning(read_model(run_folder / "model").teacher, recipe, probe, test)
+    note = (
+        "Probe subjects are the brains that trained; labels were not used in pre-training. Test brains were seen by no site."
+        if config.cohort.kind is CohortKind.real
+        else "Probe and test subjects are complete, mix the hospitals' scanners, and were seen by no site."
+    )
+    table = ProbeTable(
+        title="What frozen embeddings say of held-out subjects",
+        num_train=len(probe.dataset),
+        num_test=len(test.dataset),
+        rows=to_rows(answers),
+        note=note,
+    )
+    RunRecord(run_folder).write(table)
+    return probe_lines(table)
+
+
+def probe_lines(table: ProbeTable) -> list[str]:
+    """The table as lines for a terminal."""
+    lines = [f"{table.title} ({table.num_train} to fit, {table.num_test} to test):"]
+    for row in table.rows:
+        value = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        lines.append(f"  {row['target']:<24}{row['metric']:<20}{row['embedding']:<26}{value}")
+    return lines

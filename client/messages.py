@@ -21,11 +21,13 @@ def decode_task(message: Message) -> TrainTask:
         raise ProtocolError(
             "expected a task with the records 'envelope' and 'tensors'; the coordinator runs other code"
         )
-    envelope = records.config_records["envelope"]
-    tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in records.array_records["tensors"].items()}
-    return expect(
-        from_envelope(Envelope(kind=str(envelope["kind"]), header=str(envelope["header"]), tensors=tensors)), TrainTask
-    )
+    envelope, arrays = records.config_records["envelope"], records.array_records["tensors"]
+    try:
+        tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+        sent = Envelope(kind=str(envelope["kind"]), header=str(envelope["header"]), tensors=tensors)
+    except Exception as error:  # bytes of a peer: NumPy's reader alone raises six kinds
+        raise ProtocolError(f"the task's records cannot be read ({type(error).__name__})") from error
+    return expect(from_envelope(sent), TrainTask)
 
 
 def encode_reply(answer: JoinAnswer | SiteUpdate | Refusal, message: Message) -> Message:

@@ -7,8 +7,8 @@ import logging
 
 import panfm
 from client.workspace import Workspace
-from panfm import recipes
 from panfm.config import Recipe
+from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.pretrain.local_round import train_round
 from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainTask
 from panfm.site.admission import Admitted, Refused, SiteFacts, admit
@@ -19,7 +19,7 @@ progress = logging.getLogger("panfm.client.progress")
 
 def join(workspace: Workspace) -> JoinAnswer:
     """Who this site is and what it offers."""
-    organs = workspace.offered_organs()
+    organs = {organ: len(subjects) for organ, subjects in workspace.subjects().items()}
     return JoinAnswer(
         site=workspace.policy.site,
         organs=tuple(organs),
@@ -31,19 +31,14 @@ def join(workspace: Workspace) -> JoinAnswer:
 
 def take_part(task: TrainTask, workspace: Workspace) -> SiteUpdate | Refusal:
     """Answer one task: from the store when it was answered before, by training when the site admits it."""
-    recipe = recipes.recipe_from_yaml(task.recipe)
-    facts = SiteFacts(
-        organs=tuple(workspace.offered_organs()),
-        num_subjects=len({entry.subject for entry in workspace.store.entries}),
-        answered_digest=workspace.answers.digest(task.run, task.round),
-    )
-    verdict = admit(task, recipe, workspace.policy, facts)
+    facts = SiteFacts(subjects=workspace.subjects(), answered_digest=workspace.answers.digest(task.run, task.round))
+    verdict = admit(task, workspace.policy, facts)
     if isinstance(verdict, Refused):
         return Refusal(
             run=task.run, round=task.round, site=workspace.policy.site, code=verdict.code, reason=verdict.reason
         )
     if isinstance(verdict, Admitted):
-        workspace.answers.commit(_train(task, recipe, verdict.organs, workspace))
+        workspace.answers.commit(_train(task, verdict.recipe, verdict.organs, workspace))
     return workspace.answers.read(task.run, task.round)
 
 
@@ -54,9 +49,10 @@ def _train(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: 
         about = {"site": site, "round": task.round, "step": step, "num_steps": num_steps, "loss": loss}
         progress.info("round %d step %d of %d: loss %.4f", task.round, step, num_steps, loss, extra=about)
 
+    groups = (*SHARED_GROUPS, *organs)  # of an organ whose scans the site no longer has, it was sent too much
     trained = train_round(
-        task.student,
-        task.teacher,
+        keep_groups(task.student, groups),
+        keep_groups(task.teacher, groups),
         workspace.dataset(organs, recipe),
         recipe,
         site=site,

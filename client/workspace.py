@@ -3,6 +3,7 @@
     policy.yaml     what the site takes part in (panfm.site.policy)
     store/          prepared scans (panfm.data.store)
     state/answers/  answers given, by run and round
+    site.log        what went wrong here, in full; it never leaves the site
 
 The folder comes from the SuperNode's own configuration (`site-folder`), never from a message.
 """
@@ -11,7 +12,7 @@ The folder comes from the SuperNode's own configuration (`site-folder`), never f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from panfm.config import Recipe
@@ -22,6 +23,9 @@ from panfm.organs import in_order
 from panfm.site.answers import AnswerStore
 from panfm.site.policy import Policy, read_policy
 
+TRAINING_SPLITS = ("", "pretrain", "train")
+"""Values of a scan's `split` that allow training on it; every other (probe, validation, test, ...) forbids it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
@@ -30,15 +34,16 @@ class Workspace:
     folder: Path
     policy: Policy
     store: PreparedStore
+    """Only the scans to train on; what the site's table marks for another use is not in it."""
     answers: AnswerStore
 
-    def offered_organs(self) -> dict[str, int]:
-        """Organ -> subjects with a prepared scan of it, for the organs that the policy offers."""
-        counts: dict[str, set[str]] = {}
-        for entry in self.store.entries:
-            if entry.organ in self.policy.organs:
-                counts.setdefault(entry.organ, set()).add(entry.subject)
-        return {organ: len(counts[organ]) for organ in self.policy.organs if organ in counts}
+    def subjects(self) -> dict[str, frozenset[str]]:
+        """Organ -> subjects with a prepared scan of it to train on, for the organs that the policy offers."""
+        held = {
+            organ: frozenset(entry.subject for entry in self.store.entries if entry.organ == organ)
+            for organ in self.policy.organs
+        }
+        return {organ: subjects for organ, subjects in held.items() if subjects}
 
     def dataset(self, organs: tuple[str, ...], recipe: Recipe) -> SubjectDataset:
         """The site's subjects with these organs, cut to the recipe's grids."""
@@ -57,6 +62,15 @@ def open_workspace(node_config: Mapping[str, object]) -> Workspace:
     return Workspace(
         folder=folder,
         policy=policy,
-        store=PreparedStore.open(folder / "store"),
+        store=_to_train_on(PreparedStore.open(folder / "store")),
         answers=AnswerStore(folder / "state" / "answers"),
     )
+
+
+def _to_train_on(store: PreparedStore) -> PreparedStore:
+    """A store that knows the rows to train on and no others, so that nothing below can count or read the rest.
+
+    A subject is in one split: one of whom any row is held out is held out altogether.
+    """
+    held_out = {entry.subject for entry in store.entries if entry.split not in TRAINING_SPLITS}
+    return replace(store, entries=tuple(entry for entry in store.entries if entry.subject not in held_out))

@@ -117,8 +117,9 @@ class ModelConfig:
             self.width % self.heads == 0, f"model.width {self.width} must be a multiple of model.heads {self.heads}"
         )
         _require(
-            (self.width // self.heads) % 2 == 0,
-            f"model.width / model.heads must be even for rotary positions, got {self.width}/{self.heads}",
+            (self.width // self.heads) % 2 == 0 and self.width // self.heads >= 6,
+            f"model.width / model.heads must be even and 6 or more for rotary positions (a pair of features for each of "
+            f"three axes), got {self.width}/{self.heads}",
         )
         _require(self.mlp_ratio > 0, f"model.mlp_ratio must be above 0, got {self.mlp_ratio}")
 
@@ -305,6 +306,11 @@ class Recipe:
             _require(
                 all(side % self.model.patch == 0 for side in grid.shape),
                 f"organs.{organ}.shape {list(grid.shape)} must be multiples of model.patch {self.model.patch}",
+            )
+            _require(
+                max(grid.shape) > self.model.patch,
+                f"organs.{organ}.shape {list(grid.shape)} holds a single patch of model.patch {self.model.patch}; "
+                "a patch is predicted from others, so there must be two or more",
             )
         shift, margin = self.pretrain.augment.shift_voxels, self.prepare.margin_voxels
         _require(shift <= margin, f"pretrain.augment.shift_voxels {shift} must not pass prepare.margin_voxels {margin}")

@@ -15,6 +15,7 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     An older folder of that name is replaced; between its removal and the rename a crash leaves the finished draft.
     """
     draft = place.with_name(f".{place.name}.draft")
+    made = [folder for folder in place.parents if not folder.exists()]
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     fill(draft)
@@ -23,7 +24,8 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     if place.exists():
         shutil.rmtree(place)
     draft.replace(place)
-    flush(place.parent)
+    for folder in (place, *made):  # a new folder survives only when the one that lists it is on disk, too
+        flush(folder.parent)
 
 
 def flush(path: Path) -> None:

@@ -9,17 +9,19 @@ values and never sees Hydra.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TypeVar
+from dataclasses import asdict, fields
+from enum import Enum
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panfm.config import Recipe, RunConfig
@@ -27,6 +29,8 @@ from panfm.errors import ConfigError
 
 R = TypeVar("R", Recipe, RunConfig)
 _CONFIG_MODULE = "panfm.conf"
+_SCHEMAS: dict[type[Recipe], Any] = {schema: OmegaConf.structured(schema) for schema in (Recipe, RunConfig)}
+"""Built once, for every task of every round is read by one; merging leaves them unchanged."""
 
 
 def load(overrides: Sequence[str]) -> RunConfig:
@@ -39,13 +43,13 @@ def load(overrides: Sequence[str]) -> RunConfig:
     try:
         with initialize_config_module(_CONFIG_MODULE, version_base="1.3"):
             return _checked(compose("run", overrides=list(overrides)), RunConfig)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, AttributeError, ValueError) as error:
         raise ConfigError(_explain(error)) from error
 
 
 def to_yaml(settings: Recipe | RunConfig) -> str:
     """The settings as YAML, every value spelt out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return yaml.safe_dump(_plain(asdict(settings)), sort_keys=False, allow_unicode=True)
 
 
 def run_from_yaml(text: str) -> RunConfig:
@@ -72,12 +76,22 @@ def recipe_names() -> list[str]:
 
 def _from_yaml(text: str, schema: type[R]) -> R:
     try:
-        values = OmegaConf.create(yaml.safe_load(text))
-        if not isinstance(values, DictConfig):
+        values = yaml.safe_load(text)
+        if not isinstance(values, dict):
             raise ConfigError("a recipe should be a YAML mapping of settings; check the file")
-        return _checked(OmegaConf.merge(OmegaConf.structured(schema), values), schema)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        # ${oc.env:...} in a recipe that was sent here would read the environment of whoever reads it.
+        if "${" in json.dumps(values, default=str):
+            raise ConfigError("a recipe holds values only, and this one holds ${...}; spell its values out")
+        return _checked(OmegaConf.merge(_SCHEMAS[schema], values), schema)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"the recipe cannot be read: {_explain(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Enums by the word that YAML has for them."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value.name if isinstance(value, Enum) else value
 
 
 def _checked(values: object, schema: type[R]) -> R:
@@ -89,12 +103,16 @@ def _checked(values: object, schema: type[R]) -> R:
 def _explain(error: Exception) -> str:
     """Hydra's or OmegaConf's words in one line, with the nearest name that exists where a name was mistyped."""
     message = " ".join(str(part) for part in (error, error.__cause__) if part is not None)
-    if match := re.search(r"Could not find 'recipe/([^']+)'", message):
+    if match := re.search(r"Could not find 'recipe/([^']*)'", message):
         return f"no recipe is called {match.group(1)!r}; there are {', '.join(recipe_names())}"
     if match := re.search(r"Could not find 'model/([^']+)'", message):
         return f"no model size is called {match.group(1)!r}; there are tiny, small, base and large"
-    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
-        return _unknown_setting(match.group(1) or match.group(2))
+    unknown = r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in|object has no attribute '([^']+)'"
+    if match := re.search(unknown, message):
+        return _unknown_setting(next(filter(None, match.groups())))
+    if match := re.search(r"LexerNoViableAltException: (.*)|missing EQUAL at|Config group override must be", message):
+        given = f", got {match.group(1)}" if match.group(1) else ""
+        return f"settings are written key=value, odd values key='value' with the quotes{given}; see `panfm simulate --help`"
     words = " ".join(re.split(r"\s+full_key|\s+See https|\s+Set the environment", message)[0].split())
     return f"{words.rstrip('.')}; `panfm simulate --help` shows how settings are written"
 

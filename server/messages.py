@@ -38,7 +38,7 @@ def decode_reply(message: Message) -> JoinAnswer | SiteUpdate | Refusal:
         arrays = {name: array.numpy() for name, array in records.array_records["tensors"].items()}
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         header = Envelope(kind=str(envelope["kind"]), header=str(envelope["header"]), tensors=tensors)
-    except (KeyError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # bytes of a peer: NumPy's reader alone raises six kinds, and none may end the round
         raise ProtocolError(
             f"the reply's records cannot be read ({type(error).__name__}); the site runs other code"
         ) from error
@@ -46,6 +46,12 @@ def decode_reply(message: Message) -> JoinAnswer | SiteUpdate | Refusal:
     if isinstance(answer, TrainTask):
         raise ProtocolError("the reply holds a task instead of an answer; the site runs other code")
     return answer
+
+
+def one_line(words: str) -> str:
+    """A peer's words as one printable line of at most 200 characters, fit for a record and a terminal."""
+    shown = "".join(character if character.isprintable() else " " for character in words)
+    return " ".join(shown.split())[:200]
 
 
 def size_bytes(message: Message) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Collection
 
@@ -14,13 +15,16 @@ from panfm.config import Recipe
 from panfm.errors import PanfmError, ProtocolError, RunError
 from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate
 from panfm.reporting.record import SiteJoined, SiteRejected
-from server.messages import decode_reply, encode_join_question
+from server.messages import decode_reply, encode_join_question, one_line
 from server.replies import gather
 from server.run_record import RunRecord
 
 log = logging.getLogger("panfm.server")
 
 _POLL_S = 1.0
+
+_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What a hospital's own policy allows; a name from a peer stands in the record, in file names and in every sum."""
 
 
 class Participants:
@@ -56,8 +60,13 @@ class Participants:
             return
         self._met.update(new)
         questions = {node: encode_join_question(node) for node in new}
-        for node, reply in gather(self._grid, questions, self._recipe.federation.join_timeout_s):
+        silent = set(new)
+        timeout_s = self._recipe.federation.join_timeout_s
+        for node, reply in gather(self._grid, questions, timeout_s):
+            silent.discard(node)
             self._meet(node, reply)
+        for node in sorted(silent):
+            self._reject(f"node {node}", f"no answer to the question who it is within {timeout_s:.0f} s")
 
     def _meet(self, node: int, reply: Message) -> None:
         try:
@@ -65,15 +74,15 @@ class Participants:
         except PanfmError as error:
             return self._reject(f"node {node}", str(error))
         if (reason := _why_not(answer, self._recipe, [known.site for known in self.sites.values()])) is not None:
-            return self._reject(answer.site, reason)
+            return self._reject(one_line(answer.site), reason)
         self.sites[node] = answer
         organs = [organ for organ in self._recipe.organs if organ in answer.organs]
         self._record.write(
             SiteJoined(
                 site=answer.site,
                 organs=organs,
-                panfm_version=answer.panfm_version,
-                num_subjects=answer.num_subjects,
+                panfm_version=one_line(answer.panfm_version),
+                num_subjects={organ: answer.num_subjects[organ] for organ in organs if organ in answer.num_subjects},
             )
         )
         log.info("%s joined with %s", answer.site, ", ".join(organs))
@@ -88,7 +97,7 @@ def _read(reply: Message) -> JoinAnswer:
         raise ProtocolError("the node did not answer when it was asked to join; its own log says why")
     answer = decode_reply(reply)
     if isinstance(answer, Refusal):
-        raise RunError(answer.reason)
+        raise RunError(one_line(f"{answer.code}: {answer.reason}"))
     if isinstance(answer, SiteUpdate):
         raise ProtocolError("the node sent an update when it was asked to join")
     return answer
@@ -97,9 +106,11 @@ def _read(reply: Message) -> JoinAnswer:
 def _why_not(answer: JoinAnswer, recipe: Recipe, known: Collection[str]) -> str | None:
     if answer.protocol_version != PROTOCOL_VERSION:
         return f"it speaks protocol {answer.protocol_version}, this run {PROTOCOL_VERSION}; update panfm there"
+    if not _SITE_NAME.fullmatch(answer.site):
+        return "its name should be at most 64 letters, digits, - and _; rename the site"
     if answer.site in known:
         return "another node of this run has the same site name; rename one of them"
     if not set(answer.organs) & set(recipe.organs):
-        offered = ", ".join(answer.organs) or "no organ"
+        offered = one_line(", ".join(answer.organs)) or "no organ"
         return f"it offers {offered}, the study needs one of {', '.join(recipe.organs)}; prepare such scans there"
     return None

@@ -22,15 +22,20 @@ def gather(grid: Grid, messages: Mapping[int, Message], timeout_s: float) -> Ite
 
     Args:
         messages: node -> message.
-        timeout_s: replies that have not arrived by then are not waited for; their nodes are simply not yielded.
+        timeout_s: replies that have not arrived by then are not waited for; their nodes are simply not yielded,
+            and neither are nodes that could not be sent their message.
     """
     nodes = sorted(messages)
     deadline = time.monotonic() + timeout_s
-    waiting = dict(zip(grid.push_messages([messages[node] for node in nodes]), nodes, strict=True))
+    ids = list(grid.push_messages([messages[node] for node in nodes]))
+    # Flower gives None for a message that it could not send, and no ids at all when the whole is too large.
+    waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=False) if message_id}
     while waiting:
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
-            yield waiting.pop(reply.metadata.reply_to_message_id), reply
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:  # one answer a node: a second one, or one to another message, is nobody's
+                yield node, reply
         if time.monotonic() > deadline:
             return
         if not replies:

@@ -28,7 +28,7 @@ from panfm.reporting.record import RoundFinished, RoundStarted, SiteAnswered
 from panfm.signing import sign
 from server.aggregation.checks import check_update
 from server.aggregation.organ_mean import aggregate_round
-from server.messages import decode_reply, encode_task, size_bytes
+from server.messages import decode_reply, encode_task, one_line, size_bytes
 from server.replies import gather
 from server.run_record import RunRecord
 
@@ -96,7 +96,8 @@ class RoundRunner:
         Returns: the next model (the same one when too few sites answered) and what became of the answers.
         """
         started = time.monotonic()
-        tasks = {node: self._task(number, model, site) for node, site in sorted(sites.items())}
+        recipe = recipes.to_yaml(self.recipe)
+        tasks = {node: self._task(number, model, site, recipe) for node, site in sorted(sites.items())}
         self.record.write(RoundStarted(round=number, sites=sorted(site.site for site in sites.values())))
         outcome = self._collect(tasks, sites, started)
         enough = len(outcome.accepted) >= self.recipe.federation.min_sites
@@ -120,14 +121,14 @@ class RoundRunner:
         )
         return new_model, outcome
 
-    def _task(self, number: int, model: GlobalModel, site: JoinAnswer) -> TrainTask:
+    def _task(self, number: int, model: GlobalModel, site: JoinAnswer, recipe: str) -> TrainTask:
         """Only the groups that the site needs: trunk, heads and its organs."""
         groups = (*SHARED_GROUPS, *site.organs)
         task = TrainTask(
             run=self.run,
             round=number,
             site=site.site,
-            recipe=recipes.to_yaml(self.recipe),
+            recipe=recipe,
             student=keep_groups(model.student, groups),
             teacher=keep_groups(model.teacher, groups),
         )
@@ -157,10 +158,12 @@ class RoundRunner:
         try:
             answer = decode_reply(reply)
         except ProtocolError as error:
-            return Verdict(outcome="left_out", reason=str(error))
+            return Verdict(outcome="left_out", reason=one_line(str(error)))
         if isinstance(answer, Refusal):
-            failed = answer.code.startswith("site_") or answer.code in ("memory", "parameters", "protocol_error")
-            return Verdict(outcome="failed" if failed else "refused", reason=f"{answer.code}: {answer.reason}")
+            failed = answer.code.startswith("site_")  # of an error there; other codes are considered refusals
+            return Verdict(
+                outcome="failed" if failed else "refused", reason=one_line(f"{answer.code}: {answer.reason}")
+            )
         if not isinstance(answer, SiteUpdate):
             return Verdict(outcome="left_out", reason="the reply to a task is neither an update nor a refusal")
         reason = self._why_left_out(task, site, answer)

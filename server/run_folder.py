@@ -9,15 +9,41 @@ runs/<name>/model/            the model of the last round, for use
 
 from __future__ import annotations
 
+import re
+import secrets
 import shutil
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from panfm.errors import ConfigError
 from panfm.export.model_folder import ModelFolder, write_model
 from panfm.signing import load_or_make_key
 
+RECORD_FILE = "record.jsonl"
+
 KEPT_CHECKPOINTS = 2
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_new(runs: Path, name: str) -> None:
+    """Raises: ConfigError when no new run can have this name: it cannot be a folder's, or a run has it already."""
+    if not _RUN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"name= should be at most 100 letters, digits, '.', '_' and '-', got {name!r:.120}; rename it"
+        )
+    if (runs / name / RECORD_FILE).exists():
+        raise ConfigError(f"there is a run called {name} in {runs} already; give another name=, or remove it")
+
+
+def new_run_id(name: str) -> str:
+    """What sites know a run by: its name and a random part, for a site remembers its answers by run and round.
+
+    A second run of the same name, after the first one's folder was removed, is another run. Nothing that is trained
+    depends on the id.
+    """
+    return f"{name}-{secrets.token_hex(4)}"
 
 
 def coordinator_key(runs: Path) -> Ed25519PrivateKey:

@@ -29,7 +29,7 @@ from panfm.models.build import initial_parameters
 from panfm.reporting.record import RunFinished, RunStarted
 from server.participants import Participants
 from server.rounds import GlobalModel, Outcome, RoundRunner
-from server.run_folder import coordinator_key, export_model, write_checkpoint
+from server.run_folder import check_new, coordinator_key, export_model, new_run_id, write_checkpoint
 from server.run_record import RunRecord
 
 log = logging.getLogger("panfm.server")
@@ -60,8 +60,10 @@ def read_settings(context: Context) -> StudySettings:
 def conduct(settings: StudySettings, grid: Grid) -> None:
     """Run the study to its end.
 
-    Raises: PanfmError when it could not start, was incomplete, or collapsed; the record then says so too.
+    Raises: ConfigError when its name cannot be used, PanfmError when it could not start, was incomplete, or collapsed;
+        in all but the first case the record says so too.
     """
+    check_new(settings.runs, settings.config.name)
     study = _Study(settings, grid)
     try:
         study.start()
@@ -71,6 +73,9 @@ def conduct(settings: StudySettings, grid: Grid) -> None:
         raise
     except PanfmError as error:
         study.finish("incomplete", str(error))
+        raise
+    except Exception as error:  # a defect, or a full disk: its own words stay in this program's log
+        study.finish("incomplete", f"the coordinator's program failed ({type(error).__name__}); its own log says why")
         raise
     shortfall = study.shortfall()
     study.finish("incomplete" if shortfall else "complete", shortfall)
@@ -85,10 +90,11 @@ class _Study:
         config = settings.config
         self._config, self._recipe = config, recipes.recipe_of(config)
         self._folder = settings.runs / config.name
+        self._run = new_run_id(config.name)
         self._record = RunRecord(self._folder)
         self._participants = Participants(grid, self._recipe, self._record)
         self._runner = RoundRunner(
-            grid=grid, run=config.name, recipe=self._recipe, key=coordinator_key(settings.runs), record=self._record
+            grid=grid, run=self._run, recipe=self._recipe, key=coordinator_key(settings.runs), record=self._record
         )
         self._started = time.monotonic()
         self._rounds_done = 0
@@ -103,7 +109,7 @@ class _Study:
         groups = split_by_group(self._model.student)
         self._record.write(
             RunStarted(
-                run=self._config.name,
+                run=self._run,
                 recipe=recipes.to_yaml(self._recipe),
                 seed=self._recipe.seed,
                 rounds=self._recipe.rounds,
@@ -174,7 +180,7 @@ class _Study:
         assert self._model is not None
         student, teacher = self._model.student, self._model.teacher
         card = make_card(
-            self._config.name, self._rounds_done, student, teacher, self._recipe, (panfm.__version__, torch.__version__)
+            self._run, self._rounds_done, student, teacher, self._recipe, (panfm.__version__, torch.__version__)
         )
         return ModelFolder(student=student, teacher=teacher, recipe=self._recipe, card=card)
 

@@ -10,15 +10,19 @@ panfm simulate --cfg job recipe=demo
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported: a rehearsal tells nobody anything
+# Before Flower and torch are imported: a rehearsal tells nobody anything, and threads that wait for each other sleep instead
+# of spinning, without which a second program on the same cores slows a step fifty times over (DECISIONS.md).
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
 from panfm import recipes
-from panfm.errors import PanfmError
+from panfm.errors import ConfigError, PanfmError
 from simulation.progress import Display
 from simulation.rehearsal import rehearse
 
@@ -32,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     console = Console(stderr=False)
     try:
-        if list(arguments[:2]) == ["--cfg", "job"]:
-            print(recipes.to_yaml(recipes.load(arguments[2:])))
+        if "--cfg" in arguments:
+            print(recipes.to_yaml(recipes.load(_without_cfg(arguments))), end="")
             return 0
         with Display(console) as display:
             report = rehearse(recipes.load(arguments), display)
@@ -43,8 +47,21 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("panfm: stopped; what was finished is in the run's folder", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(
+            f"panfm: {error.filename or 'writing'}: {error.strerror or error}; mend that and try again", file=sys.stderr
+        )
+        return PanfmError.exit_code
     print(f"report: {report}")
     return 0
+
+
+def _without_cfg(arguments: Sequence[str]) -> list[str]:
+    """The settings beside `--cfg job`, wherever it stands; what else Hydra knows of it is not known here."""
+    place = list(arguments).index("--cfg")
+    if list(arguments[place + 1 : place + 2]) != ["job"]:
+        raise ConfigError("--cfg needs the word job: `--cfg job` prints what the settings come to")
+    return [*arguments[:place], *arguments[place + 2 :]]
 
 
 def help_text() -> str:
@@ -61,4 +78,5 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to end ends what was started, as for Ctrl-C
     sys.exit(main(sys.argv[1:]))

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +19,7 @@ from panfm.config import CohortKind, RunConfig
 from panfm.data.prepare import prepare_store
 from panfm.data.store import PreparedStore
 from panfm.data.synthetic import SyntheticSite, write_synthetic_site
-from panfm.errors import ConfigError
+from panfm.errors import ConfigError, RunError
 from panfm.site.policy import Policy, write_policy
 from simulation.partition import synthetic_hospitals
 from simulation.real_cohort import write_real_hospitals
@@ -40,109 +42,117 @@ class RehearsalCohort:
 def make_cohort(config: RunConfig, run_folder: Path, coordinator_key: str, on_progress: OnProgress) -> RehearsalCohort:
     """Write or index the scans, prepare every store, and give each hospital a policy.
 
+    Folders are made side by side in `config.workers` processes; what is in them does not depend on how many.
+
     Args:
         coordinator_key: public key that the policies name.
     Raises: ConfigError or DataError when the cohort cannot be made.
     """
-    if config.cohort.kind is CohortKind.synthetic:
-        cohort = _synthetic(config, run_folder, on_progress)
-    else:
-        cohort = _real(config, run_folder)
-    for site, folder in cohort.hospitals.items():
-        store = _prepare(config, folder, f"preparing {site}", on_progress)
-        organs = {entry.organ for entry in store.entries}
+    make_jobs = _synthetic_jobs if config.cohort.kind is CohortKind.synthetic else _real_jobs
+    jobs = make_jobs(config, run_folder)
+    _make_folders(jobs, config.workers, on_progress)
+    hospitals = {job.folder.name: job.folder for job in jobs if not job.is_evaluation}
+    for site, folder in hospitals.items():
+        organs = {entry.organ for entry in PreparedStore.open(folder / "store").entries}
         held = [organ for organ in config.organs if organ in organs]
         write_policy(folder, Policy(site=site, coordinator_key=coordinator_key, organs=held))
-    for folder in cohort.evaluation:
-        _prepare(config, folder, "preparing the subjects for probes", on_progress)
-    return cohort
-
-
-def _prepare(config: RunConfig, folder: Path, title: str, on_progress: OnProgress) -> PreparedStore:
-    return prepare_store(
-        folder,
-        folder / "store",
-        config.organs,
-        config.prepare,
-        workers=config.workers,
-        on_scan=lambda done, total: on_progress(title, done, total),
-    )
-
-
-def _real(config: RunConfig, run_folder: Path) -> RehearsalCohort:
-    if not config.data:
-        raise ConfigError("cohort.kind=real needs data=FOLDER, the folder of real scans; recipe=demo needs none")
-    real = write_real_hospitals(Path(config.data), run_folder / "hospitals", train_share=config.cohort.train_share)
-    return RehearsalCohort(hospitals=dict(sorted(real.sites.items())), evaluation=(real.evaluation,))
-
-
-def _synthetic(config: RunConfig, run_folder: Path, on_progress: OnProgress) -> RehearsalCohort:
-    jobs = _synthetic_jobs(config, run_folder)
-    total = sum(job.site.num_subjects for job in jobs)
-    done = 0
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_write, job) for job in jobs]):
-            done += future.result()
-            on_progress("making synthetic subjects", done, total)
-    hospitals = {job.site.name: job.folder for job in jobs if not job.split}
-    evaluation = tuple(job.folder for job in jobs if job.split)
+    evaluation = tuple(job.folder for job in jobs if job.is_evaluation)
     return RehearsalCohort(hospitals=dict(sorted(hospitals.items())), evaluation=evaluation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One folder of synthetic subjects to write."""
+class _Synthetic:
+    """Synthetic subjects to write before a folder is prepared."""
 
-    folder: Path
     site: SyntheticSite
-    config: RunConfig
     first_subject: int
     missing_rate: float
     split: str = ""
     scanners: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One folder to make, in a process of its own."""
+
+    folder: Path
+    config: RunConfig
+    is_evaluation: bool
+    synthetic: _Synthetic | None = None
+    """None where the table is there already."""
+
+
+def _make_folders(jobs: Sequence[_Job], workers: int, on_progress: OnProgress) -> None:
+    title = "making hospitals"
+    on_progress(title, 0, len(jobs))
+    for done, _ in enumerate(_made(jobs, workers), start=1):
+        on_progress(title, done, len(jobs))
+
+
+def _made(jobs: Sequence[_Job], workers: int) -> Iterator[None]:
+    """Make the folders; yields after each."""
+    if workers == 1:
+        yield from map(_make_folder, jobs)
+        return
+    # A worker dies of Ctrl-C without a word; the process that the person started speaks for all.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal.signal, initargs=quiet)
+    try:
+        for future in as_completed([pool.submit(_make_folder, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RunError("a process that makes the hospitals was killed, perhaps for memory; try workers=1") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_folder(job: _Job) -> None:
+    cohort, synthetic = job.config.cohort, job.synthetic
+    if synthetic is not None:
+        write_synthetic_site(
+            job.folder,
+            synthetic.site,
+            seed=job.config.seed,
+            voxels=cohort.voxels,
+            missingness=cohort.missingness,
+            missing_rate=synthetic.missing_rate,
+            first_subject=synthetic.first_subject,
+            split=synthetic.split,
+            scanners=synthetic.scanners,
+        )
+    prepare_store(job.folder, job.folder / "store", job.config.organs, job.config.prepare)
+
+
+def _real_jobs(config: RunConfig, run_folder: Path) -> list[_Job]:
+    if not config.data:
+        raise ConfigError("cohort.kind=real needs data=FOLDER, the folder of real scans; recipe=demo needs none")
+    real = write_real_hospitals(Path(config.data), run_folder / "hospitals", train_share=config.cohort.train_share)
+    evaluation = _Job(folder=real.evaluation, config=config, is_evaluation=True)
+    return [evaluation, *(_Job(folder=folder, config=config, is_evaluation=False) for folder in real.sites.values())]
+
+
 def _synthetic_jobs(config: RunConfig, run_folder: Path) -> list[_Job]:
-    """Hospitals with missing organs, and complete held-out subjects that mix the hospitals' scanners."""
+    """Complete held-out subjects that mix the hospitals' scanners, and hospitals with missing organs."""
     vocabulary = tuple(config.organs)
     sites = synthetic_hospitals(config.sites, config.cohort.subjects_per_site, vocabulary)
     jobs = []
     first = 0
     for site in sites:
-        folder = run_folder / "hospitals" / site.name
         rate = config.cohort.missing_rate if len(site.organs) > 1 else 0.0
-        jobs.append(_Job(folder=folder, site=site, config=config, first_subject=first, missing_rate=rate))
+        people = _Synthetic(site=site, first_subject=first, missing_rate=rate)
+        folder = run_folder / "hospitals" / site.name
+        jobs.append(_Job(folder=folder, config=config, is_evaluation=False, synthetic=people))
         first += site.num_subjects
     scanners = tuple(site.name for site in sites)
     for split, number in (("probe", config.cohort.probe_subjects), ("test", config.cohort.test_subjects)):
-        held_out = SyntheticSite(name=split, organs=vocabulary, num_subjects=number)
-        folder = run_folder / "evaluation" / split
-        jobs.append(
-            _Job(
-                folder=folder,
-                site=held_out,
-                config=config,
-                first_subject=first,
-                missing_rate=0.0,
-                split=split,
-                scanners=scanners,
-            )
+        people = _Synthetic(
+            site=SyntheticSite(name=split, organs=vocabulary, num_subjects=number),
+            first_subject=first,
+            missing_rate=0.0,
+            split=split,
+            scanners=scanners,
         )
+        folder = run_folder / "evaluation" / split
+        jobs.append(_Job(folder=folder, config=config, is_evaluation=True, synthetic=people))
         first += number
-    return jobs
-
-
-def _write(job: _Job) -> int:
-    cohort = job.config.cohort
-    write_synthetic_site(
-        job.folder,
-        job.site,
-        seed=job.config.seed,
-        voxels=cohort.voxels,
-        missingness=cohort.missingness,
-        missing_rate=job.missing_rate,
-        first_subject=job.first_subject,
-        split=job.split,
-        scanners=job.scanners,
-    )
-    return job.site.num_subjects
+    return sorted(jobs, key=lambda job: not job.is_evaluation)  # the largest first, so that no process waits at the end

@@ -2,7 +2,8 @@
 
 Slower than calling the apps in process (every message starts a program), and closer to a deployment: the bundle is built,
 sent, unpacked and run as it would be at a hospital. Without TLS, which a deployment never is. Every program is started
-here in a session of its own and ended by its own process group, also on failure.
+here in a session of its own and ended by its own process group, also on failure; so the SuperLink runs with process
+isolation, for the SuperExec that it would start itself leaves its group.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -26,7 +27,18 @@ import tomli_w
 from panfm import recipes
 from panfm.config import RunConfig
 from panfm.errors import PortInUseError, RunError
-from panfm.reporting.record import Event, RoundFinished, RunFinished, SiteJoined, read_record
+from panfm.export.model_folder import read_model
+from panfm.reporting.record import (
+    Event,
+    RoundFinished,
+    RunFinished,
+    SiteAnswered,
+    SiteJoined,
+    SiteRejected,
+    read_record,
+)
+from server.run_folder import RECORD_FILE, export_model
+from server.run_record import RunRecord
 
 log = logging.getLogger("panfm.server")
 
@@ -48,17 +60,45 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
         hospitals: site -> its folder.
     Raises: PortInUseError when the port is taken; RunError when Flower's programs do not start or the run fails.
     """
+    check_port(config.port)
     port = config.port or _free_port()
-    _check_free(port)
-    flower = _Flower(home=runs / config.name / "flower", runs=runs, port=port)
+    run_folder = runs / config.name
+    flower = _Flower(home=run_folder / "flower", runs=runs, port=port)
     flower.prepare()
-    with contextlib.ExitStack() as programs:
-        programs.enter_context(flower.superlink())
-        for site, folder in hospitals.items():
-            programs.enter_context(flower.supernode(site, folder))
-        flower.wait_for_nodes(len(hospitals))
-        run_id = flower.submit(config)
-        _follow(runs / config.name / "record.jsonl", flower, run_id)
+    try:
+        with contextlib.ExitStack() as programs:
+            programs.enter_context(flower.superlink())
+            programs.enter_context(flower.superexec())
+            for site, folder in hospitals.items():
+                programs.enter_context(flower.supernode(site, folder))
+            flower.wait_for_nodes(len(hospitals))
+            run_id = flower.submit(_patient(config))
+            _follow(run_folder / RECORD_FILE, flower, run_id)
+    except KeyboardInterrupt:
+        _end_record(run_folder, "stopped", "stopped by a person")
+        raise
+    except RunError as error:
+        _end_record(run_folder, "incomplete", str(error))
+        raise
+
+
+def _patient(config: RunConfig) -> RunConfig:
+    """The run with time to join: here each question starts a program, which an in-process recipe does not reckon with."""
+    timeout_s = max(config.federation.join_timeout_s, START_TIMEOUT_S)
+    return replace(config, federation=replace(config.federation, join_timeout_s=timeout_s))
+
+
+def _end_record(run_folder: Path, status: str, reason: str) -> None:
+    """Say the end where the coordinator's program was ended before it could, and export its last checkpoint."""
+    record = run_folder / RECORD_FILE
+    events = list(read_record(record)) if record.exists() else []
+    if not events or isinstance(events[-1], RunFinished):
+        return
+    checkpoints = sorted((run_folder / "checkpoints").glob("round-*"))
+    model = export_model(run_folder, read_model(checkpoints[-1])).name if checkpoints else ""
+    done = [event.round for event in events if isinstance(event, RoundFinished)]
+    finished = RunFinished(status=status, reason=reason, rounds_done=max(done, default=0), seconds=0.0, model=model)
+    RunRecord(run_folder).write(finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +127,19 @@ class _Flower:
             "--port",
             str(self.port),
             "--disable-runtime-dependency-installation",
+            "--isolation",
+            "process",
         ]
         with self._running("flower-superlink", flags, "superlink"):
             self._wait_until_up()
+            yield
+
+    @contextlib.contextmanager
+    def superexec(self) -> Iterator[None]:
+        """What starts the ServerApp for the SuperLink."""
+        with self._running(
+            "flower-superexec", ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.port}"], "superexec"
+        ):
             yield
 
     @contextlib.contextmanager
@@ -188,6 +238,7 @@ class _Flower:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "PANFM_RUNS_DIR": str(self.runs),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(BUNDLE_ROOT), os.environ.get("PYTHONPATH")))),
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         return os.environ | ours
@@ -216,6 +267,10 @@ def _follow(record: Path, flower: _Flower, run_id: str) -> None:
 def _tell(event: Event) -> None:
     if isinstance(event, SiteJoined):
         log.info("%s joined with %s", event.site, ", ".join(event.organs))
+    if isinstance(event, SiteRejected):
+        log.warning("%s does not take part: %s", event.site, event.reason)
+    if isinstance(event, SiteAnswered) and event.outcome != "accepted":
+        log.warning("round %d: %s %s: %s", event.round, event.site, event.outcome.replace("_", " "), event.reason)
     if isinstance(event, RoundFinished):
         log.info("round %d finished after %.0f s", event.round, event.seconds)
 
@@ -226,7 +281,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _check_free(port: int) -> None:
+def check_port(port: int) -> None:
+    """Raises: PortInUseError when the port is taken; 0 never is."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from panfm.data.synthetic import SyntheticSite
+from panfm.organs import SEVEN_ORGANS, in_order
 
 HOSPITALS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("neuro", ("brain", "heart", "adipose")),
@@ -19,9 +20,15 @@ HOSPITALS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def synthetic_hospitals(number: int, subjects_per_site: int, vocabulary: Sequence[str]) -> tuple[SyntheticSite, ...]:
-    """The first `number` hospitals; what none of them images is added to the last, so that every organ is held."""
-    names = [_name(place) for place in range(number)]
-    organs = [list(HOSPITALS[place % len(HOSPITALS)][1]) for place in range(number)]
+    """The first `number` hospitals; what none of them images is added to the last, so that every organ is held.
+
+    Hospitals that image none of the study's organs are passed over.
+    Raises: ConfigError when an organ of the vocabulary is not one that can be synthesised.
+    """
+    in_order(vocabulary, SEVEN_ORGANS)
+    patterns = [pattern for pattern in HOSPITALS if set(pattern[1]) & set(vocabulary)]
+    names = [_name(place, patterns) for place in range(number)]
+    organs = [list(patterns[place % len(patterns)][1]) for place in range(number)]
     held = {organ for some in organs for organ in some}
     organs[-1] += [organ for organ in vocabulary if organ not in held]
     return tuple(
@@ -34,7 +41,7 @@ def synthetic_hospitals(number: int, subjects_per_site: int, vocabulary: Sequenc
     )
 
 
-def _name(place: int) -> str:
-    turn, pattern = divmod(place, len(HOSPITALS))
-    name = HOSPITALS[pattern][0]
+def _name(place: int, patterns: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    turn, pattern = divmod(place, len(patterns))
+    name = patterns[pattern][0]
     return f"{name}{turn + 1}" if turn else name

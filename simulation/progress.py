@@ -38,7 +38,12 @@ class Display:
         )
         self._console = console
         self._tasks: dict[str, TaskID] = {}
-        self._handlers = {"panfm.server": _Lines(console), "panfm.client.progress": _Steps(self)}
+        # What goes wrong at a site stands in full in its own site.log; here its coded line, by the coordinator, is enough.
+        self._handlers = {
+            "panfm.server": _Lines(console),
+            "panfm.client": logging.NullHandler(),
+            "panfm.client.progress": _Steps(self),
+        }
 
     def __enter__(self) -> Display:
         for name, handler in self._handlers.items():
@@ -67,6 +72,11 @@ class Display:
             self._tasks[what] = self._progress.add_task(what, total=total, note=note)
         self._progress.update(self._tasks[what], completed=done, total=total, note=note)
         if done >= total:
+            self.forget(what)
+
+    def forget(self, what: str) -> None:
+        """Take a bar away, if it is still there."""
+        if what in self._tasks:
             self._progress.remove_task(self._tasks.pop(what))
 
 
@@ -83,13 +93,17 @@ class _Lines(logging.Handler):
 
 
 class _Steps(logging.Handler):
-    """The sites' steps, as bars."""
+    """The sites' steps, as bars; in a rehearsal sites train one after the other."""
 
     def __init__(self, display: Display) -> None:
         super().__init__()
         self._display = display
+        self._last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         about = record.__dict__
         title = f"round {about['round']} at {about['site']}"
+        if title != self._last:
+            self._display.forget(self._last)  # of a site that failed on the way
+        self._last = title
         self._display.advance(title, about["step"], about["num_steps"], f"loss {about['loss']:.3f}")

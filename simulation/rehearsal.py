@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -10,18 +11,18 @@ from pathlib import Path
 
 from panfm import recipes
 from panfm.config import CohortKind, Engine, RunConfig
-from panfm.errors import ConfigError
+from panfm.errors import ConfigError, PanfmError
 from panfm.evaluation.learning_check import check_learning, read_held_out, to_rows
 from panfm.export.model_folder import read_model
 from panfm.reporting.record import ProbeTable
 from panfm.reporting.run_report import write_run_report
 from panfm.signing import public_hex
 from panfm.site.report import make_site_report
-from server.run_folder import coordinator_key
-from server.run_record import RECORD_FILE, RunRecord
+from server.run_folder import RECORD_FILE, check_new, coordinator_key
+from server.run_record import RunRecord
 from simulation.hospitals import RehearsalCohort, make_cohort
 from simulation.local_grid import run_in_process
-from simulation.loopback import run_on_loopback
+from simulation.loopback import check_port, run_on_loopback
 from simulation.progress import Display
 
 
@@ -33,20 +34,26 @@ def rehearse(config: RunConfig, display: Display) -> Path:
     """
     config = named(config, datetime.now())
     runs = Path(config.runs).resolve()
+    check_new(runs, config.name)
     run_folder = runs / config.name
     if run_folder.exists():
-        raise ConfigError(
-            f"there is a run called {config.name} in {config.runs} already; give another name=, or remove it"
-        )
+        raise ConfigError(f"there is a folder {run_folder} already; give another name=, or remove it")
+    if config.engine is Engine.loopback:
+        check_port(config.port)
     started = time.monotonic()
     cohort = make_cohort(config, run_folder, public_hex(coordinator_key(runs)), display.advance)
     display.say(f"{len(cohort.hospitals)} hospitals ready after {time.monotonic() - started:.0f} s in {run_folder}")
+    run = run_on_loopback if config.engine is Engine.loopback else run_in_process
     try:
-        run = run_on_loopback if config.engine is Engine.loopback else run_in_process
         run(config, runs, cohort.hospitals)
-    finally:
-        if (run_folder / RECORD_FILE).exists():
+    except KeyboardInterrupt:  # who stops a run does not wait for probes
+        _write_report(run_folder)
+        raise
+    except PanfmError:
+        with contextlib.suppress(PanfmError):  # the run's own failure is the one to tell of
             _look_back(config, run_folder, cohort, display)
+        raise
+    _look_back(config, run_folder, cohort, display)
     return run_folder / "report.html"
 
 
@@ -64,7 +71,12 @@ def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, dis
         for place, (site, folder) in enumerate(cohort.hospitals.items(), start=1):
             make_site_report(folder, model)
             display.advance("hospitals' own reports", place, len(cohort.hospitals), site)
-    write_run_report(run_folder)
+    _write_report(run_folder)
+
+
+def _write_report(run_folder: Path) -> None:
+    if (run_folder / RECORD_FILE).exists():
+        write_run_report(run_folder)
 
 
 def _probe(config: RunConfig, run_folder: Path, cohort: RehearsalCohort) -> list[str]:

@@ -131,21 +131,29 @@ def check_learning(trained: Mapping[str, Tensor], recipe: Recipe, probe: HeldOut
 
 
 def to_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The answers as rows of a `panfm.reporting.record.ProbeTable`."""
-    rows = []
-    for answer in answers:
-        low, high = interval(answer.samples)
-        rows.append(
-            {
-                "embedding": answer.embedding,
-                "target": answer.question.target,
-                "metric": answer.question.metric,
-                "value": answer.value,
-                "low": low,
-                "high": high,
-            }
-        )
-    return rows
+    """The answers as rows of a `panfm.reporting.record.ProbeTable`.
+
+    Beside its own value and interval each row says by how much the trained model exceeds it (`gain`), with the interval of
+    that difference on the same resampled subjects. For an error, a negative gain is the better one.
+    """
+    trained = {(a.question.target, a.question.metric): a for a in answers if a.embedding == TRAINED}
+    return [_row(answer, trained[answer.question.target, answer.question.metric]) for answer in answers]
+
+
+def _row(answer: Answer, trained: Answer) -> dict[str, Any]:
+    low, high = interval(answer.samples)
+    gain_low, gain_high = interval(trained.samples - answer.samples)
+    return {
+        "embedding": answer.embedding,
+        "target": answer.question.target,
+        "metric": answer.question.metric,
+        "value": answer.value,
+        "low": low,
+        "high": high,
+        "gain": trained.value - answer.value,
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+    }
 
 
 def _answer(name: str, question: Question, scores: Floats, test: HeldOut, recipe: Recipe) -> Answer:

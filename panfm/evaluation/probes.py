@@ -8,7 +8,6 @@ subjects. Scaling, PCA and ridge see probe subjects only. Intervals are bootstra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +25,6 @@ COMPONENTS = (5, 10, 20, 40, 80, 160)
 """Numbers of principal components tried, as far as there are subjects."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """A probe's scores of the test subjects, for some targets."""
-
-    scores: Floats
-    """[targets, n]: predicted value, or a score that rises with the label."""
-
-
 def ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
     """Standardise, fit a ridge per target, predict.
 
@@ -44,8 +35,7 @@ def ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.
     Returns: [targets, n].
     """
     scaler = StandardScaler().fit(train)
-    scaled, scaled_test = scaler.transform(train), scaler.transform(test)
-    return np.stack([_ridge(scaled, target, scaled_test) for target in targets])
+    return _ridge(scaler.transform(train), targets, scaler.transform(test))
 
 
 def pca_ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
@@ -53,29 +43,33 @@ def pca_ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray
 
     Arguments and result as for `ridge_scores`.
     """
-    fits = [number for number in COMPONENTS if number < 0.8 * len(train)]
+    fits = [number for number in COMPONENTS if number < min(0.8 * len(train), train.shape[1] + 1)]
     errors = np.zeros((len(targets), len(fits)))
     for inside, outside in KFold(5, shuffle=True, random_state=0).split(train):
-        pca = PCA(fits[-1], svd_solver="full").fit(train[inside])
-        scores, held_out = pca.transform(train[inside]), pca.transform(train[outside])
-        for row, target in enumerate(targets):
-            for column, number in enumerate(fits):
-                predicted = _ridge(scores[:, :number], target[inside], held_out[:, :number])
-                errors[row, column] += np.nansum((predicted - target[outside]) ** 2)
-    pca = PCA(fits[-1], svd_solver="full").fit(train)
+        predicted = _by_components(train[inside], targets[:, inside], train[outside], fits)
+        errors += np.nansum((predicted - targets[:, outside]) ** 2, axis=-1).T
+    predicted = _by_components(train, targets, test, fits)
+    best: Floats = predicted[errors.argmin(1), np.arange(len(targets))]
+    return best
+
+
+def _by_components(
+    train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating], numbers: Sequence[int]
+) -> Floats:
+    """Predictions with each number of components, [numbers, targets, n]."""
+    pca = PCA(numbers[-1], svd_solver="full").fit(train)
     scores, scores_test = pca.transform(train), pca.transform(test)
-    best = [fits[column] for column in errors.argmin(1)]
-    return np.stack(
-        [
-            _ridge(scores[:, :number], target, scores_test[:, :number])
-            for target, number in zip(targets, best, strict=True)
-        ]
-    )
+    return np.stack([_ridge(scores[:, :number], targets, scores_test[:, :number]) for number in numbers])
 
 
-def _ridge(train: NDArray[np.floating], target: Floats, test: NDArray[np.floating]) -> Floats:
-    known = np.isfinite(target)
-    predicted: Floats = RidgeCV(STRENGTHS).fit(train[known], target[known]).predict(test)
+def _ridge(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
+    """One ridge per target, [targets, n]; targets that are known for the same subjects share a decomposition."""
+    predicted = np.empty((len(targets), len(test)))
+    known = np.isfinite(targets)
+    for pattern in np.unique(known, axis=0):
+        rows = np.flatnonzero((known == pattern).all(1))
+        ridge = RidgeCV(STRENGTHS, alpha_per_target=True).fit(train[pattern], targets[rows][:, pattern].T)
+        predicted[rows] = ridge.predict(test).reshape(len(test), len(rows)).T
     return predicted
 
 
@@ -125,8 +119,3 @@ def interval(samples: Floats) -> tuple[float, float]:
     """The middle 95 % of bootstrap samples."""
     low, high = np.percentile(samples, (2.5, 97.5))
     return float(low), float(high)
-
-
-def stack_targets(columns: Sequence[Sequence[float]]) -> Floats:
-    """Label columns as [targets, subjects]."""
-    return np.asarray(columns, dtype=np.float64)

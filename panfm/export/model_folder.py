@@ -7,6 +7,7 @@ it is whole or not there; digests are checked whenever it is read. Nothing is ev
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from panfm import recipes, update
 from panfm.config import Recipe
 from panfm.durable import write_folder
-from panfm.errors import CheckpointError
+from panfm.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 
@@ -36,6 +37,8 @@ class ModelCard:
     torch_version: str
     student_digest: str
     teacher_digest: str
+    recipe_digest: str
+    """SHA-256 of `recipe.yaml`."""
     format: int = FORMAT
 
 
@@ -69,17 +72,15 @@ def read_model(folder: Path) -> ModelFolder:
     if not (folder / "card.json").is_file():
         raise CheckpointError(f"no model in {folder}: expected card.json there; name the folder of an exported model")
     try:
-        card = ModelCard(**json.loads((folder / "card.json").read_text()))
+        card = _read_card(folder)
+        text = (folder / "recipe.yaml").read_text()
         student, teacher = (load_file(folder / f"{part}.safetensors") for part in ("student", "teacher"))
-        recipe = recipes.recipe_from_yaml((folder / "recipe.yaml").read_text())
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        _check_digest(folder / "recipe.yaml", _text_digest(text), card.recipe_digest)
+        recipe = recipes.recipe_from_yaml(text)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"the model in {folder} cannot be read ({error}); restore it from a copy") from error
-    if card.format > FORMAT:
-        raise CheckpointError(
-            f"the model in {folder} has format {card.format}, this panfm reads {FORMAT}; update panfm"
-        )
-    _check_digest(folder, "student", student, card.student_digest)
-    _check_digest(folder, "teacher", teacher, card.teacher_digest)
+    _check_digest(folder / "student.safetensors", update.digest(student), card.student_digest)
+    _check_digest(folder / "teacher.safetensors", update.digest(teacher), card.teacher_digest)
     return ModelFolder(student=student, teacher=teacher, recipe=recipe, card=card)
 
 
@@ -100,11 +101,25 @@ def make_card(
         torch_version=versions[1],
         student_digest=update.digest(student),
         teacher_digest=update.digest(teacher),
+        recipe_digest=_text_digest(recipes.to_yaml(recipe)),
     )
 
 
-def _check_digest(folder: Path, part: str, tensors: Mapping[str, Tensor], expected: str) -> None:
-    if (got := update.digest(tensors)) != expected:
+def _read_card(folder: Path) -> ModelCard:
+    values = json.loads((folder / "card.json").read_text())
+    if values["format"] > FORMAT:
         raise CheckpointError(
-            f"{part}.safetensors in {folder} has digest {got[:12]}, its card says {expected[:12]}; restore it from a copy"
+            f"the model in {folder} has format {values['format']}, this panfm reads {FORMAT}; update panfm"
         )
+    return ModelCard(**values)
+
+
+def _check_digest(path: Path, got: str, expected: str) -> None:
+    if got != expected:
+        raise CheckpointError(
+            f"{path.name} in {path.parent} has digest {got[:12]}, its card says {expected[:12]}; restore it from a copy"
+        )
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

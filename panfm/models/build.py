@@ -63,10 +63,8 @@ def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     draws = stream(seed, "initial parameters", name)
-    kind = name.rsplit(".", 1)[-1]
-    if ".adapters." in name and ".up." in name:
-        return torch.zeros(shape)
-    if kind == "bias":
+    *_, module, kind = name.split(".")
+    if kind == "bias" or (".adapters." in name and module == "up"):
         return torch.zeros(shape)
     if kind == "weight" and len(shape) == 1:
         return torch.ones(shape)

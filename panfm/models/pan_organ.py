@@ -92,12 +92,12 @@ class PanOrganModel(nn.Module):
 
         Args:
             volumes: organ -> [n_o, X, Y, Z], float; only organs that some subject has.
-            rows: organ -> int64 [n_o]: which of the B subjects each volume is of, ascending.
+            rows: organ -> int64 [n_o]: which of the B subjects each volume is of, ascending; the same organs as `volumes`.
             num_subjects: B.
             patch_masks: organ -> bool [n_o, T_o], True where the patch is hidden; None hides nothing.
             saliency_blocks: last blocks over which the subject token's attention is averaged; 0 skips it.
         """
-        groups = {organ: self.group(organ) for organ in volumes}
+        groups = {organ: self.group(organ) for organ in rows}  # one order of organs for tokens, layout and positions
         layout = pack(num_subjects, rows, {organ: group.num_patches for organ, group in groups.items()})
         embedded = [
             group.embed(volumes[organ], patch_masks[organ] if patch_masks else None, self.heads.mask_token).flatten(

@@ -8,6 +8,7 @@ starts afresh each round, so a site keeps no training state of its own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from panfm import update
 from panfm.config import PretrainConfig, Recipe
 from panfm.data.augment import augment
 from panfm.data.dataset import Batch, SubjectDataset, batch_indices
+from panfm.errors import RunError
+from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
 from panfm.pretrain.collapse import effective_rank, spread
@@ -63,6 +66,7 @@ def train_round(
         student, teacher: parameters of trunk, heads and the organs of the dataset, aligned, by name.
         dataset: subjects of the site, each with one organ or more.
         round_number: counted from 1.
+    Raises: CheckpointError when the parameters do not fit, RunError when the loss is no longer a finite number.
     """
     torch.set_num_threads(recipe.threads)
     started = time.monotonic()
@@ -75,7 +79,9 @@ def train_round(
         loss = local.step(step, indices, tally)
         if on_step is not None:
             on_step(step + 1, num_steps, loss)
-    trained = update.clone(dict(local.student.named_parameters()))
+    # An organ of which no batch held a scan has no say: its untouched parameters would count as a vote for no change.
+    exercised = (*SHARED_GROUPS, *tally.organs)
+    trained = update.clone(keep_groups(dict(local.student.named_parameters()), exercised))
     return TrainedRound(
         deltas=update.subtract(trained, {name: student[name] for name in trained}),
         num_subjects=len(dataset),
@@ -122,10 +128,16 @@ class _LocalTraining:
         counts = {o: patch_counts(self._recipe.organs[o], self._recipe.model.patch) for o in batch.rows}
         masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
         loss = step_loss(self.student, batch, target, masks, pretrain.loss)
+        value = float(loss.total.detach())
+        if not math.isfinite(value):
+            raise RunError(
+                f"training diverged: the loss of step {step + 1} in round {self._round} should be a finite number, "
+                f"got {value}; lower pretrain.learning_rate"
+            )
         gradient_norm = self._optimise(loss.total, step)
         tally.add(batch, saliency, masks, loss, gradient_norm)
         self.last_target = target
-        return float(loss.total.detach())
+        return value
 
     def _optimise(self, loss: Tensor, step: int) -> float:
         pretrain, total = self._recipe.pretrain, self._recipe.total_steps
@@ -133,7 +145,7 @@ class _LocalTraining:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(run_step, total, pretrain)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), pretrain.clip_norm)
         self._optimiser.step()
         self._teacher.follow(self.student, teacher_momentum(run_step, total, pretrain))

@@ -15,7 +15,7 @@ from panfm.config import PatchMaskConfig
 
 def num_hidden(num_patches: int, rate: float) -> int:
     """How many of an organ's patches are hidden: at least one, at most all but one (a single patch is never hidden)."""
-    return max(min(round(rate * num_patches), num_patches - 1), min(1, num_patches - 1))
+    return min(max(round(rate * num_patches), 1), num_patches - 1)
 
 
 def draw_patch_mask(

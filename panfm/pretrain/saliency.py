@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEAST_ATTENTION = 1e-30
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saliency:
@@ -49,7 +51,8 @@ def saliency_of(
     count = torch.zeros(num_subjects, len(organs), device=device)
     for column, organ in enumerate(organs):
         if organ in rows:
-            mass[rows[organ], column] = attention[organ].float()
+            # A token attention so small that it is 0 in fp32 must not make a subject's shares 0 / 0.
+            mass[rows[organ], column] = attention[organ].float().clamp(min=_LEAST_ATTENTION)
             count[rows[organ], column] = float(tokens[organ])
     share = mass / mass.sum(1, keepdim=True)
     lift = torch.where(count > 0, share * count.sum(1, keepdim=True) / count.clamp(min=1), 0.0)

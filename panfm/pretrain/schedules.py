@@ -24,7 +24,7 @@ def teacher_momentum(step: int, total_steps: int, config: PretrainConfig) -> flo
 
 
 def log_momentum(recipe: Recipe, round_number: int, num_steps: int) -> float:
-    """Logarithm of the product of the momenta of the first num_steps steps of a round (counted from 1)."""
+    """Logarithm of the product of the momenta of the first num_steps steps of a round (counted from 1); -inf if one is 0."""
     first = (round_number - 1) * recipe.pretrain.steps_per_round
-    steps = range(first, first + num_steps)
-    return sum(math.log(teacher_momentum(step, recipe.total_steps, recipe.pretrain)) for step in steps)
+    momenta = [teacher_momentum(first + step, recipe.total_steps, recipe.pretrain) for step in range(num_steps)]
+    return sum(math.log(momentum) for momentum in momenta) if all(momenta) else -math.inf

@@ -47,7 +47,7 @@ class StepLoss:
     organ: Tensor | None
     """fp32 scalar, term (b) over subjects with two organs or more; None where there is none."""
     collapse: float
-    """Term (a) of the best constant prediction for these targets."""
+    """Term (a), if each organ's targets of this batch were predicted by their mean."""
 
 
 def patch_counts(grid: OrganGrid, patch: int) -> tuple[int, int, int]:
@@ -95,7 +95,9 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
     )
     patch, collapse = _patch_term(student, batch, features, target, masks, visible)
     organ, eligible = _organ_term(student, batch, features, target, masks.organs)
-    total = weights.patch * patch + weights.organ * organ
+    total = weights.patch * patch
+    if weights.organ > 0:  # a term without weight gives no gradient, so that weight decay leaves its predictor alone
+        total = total + weights.organ * organ
     # Divided by the whole batch and not by those with two organs, so that no subject's gradient depends on another's organs.
     per_eligible = organ.detach() * len(batch.subjects) / eligible if eligible else None
     return StepLoss(total=total, patch=patch.detach(), organ=per_eligible, collapse=collapse)
@@ -122,15 +124,16 @@ def _patch_term(
 ) -> tuple[Tensor, float]:
     """Term (a) over the batch, and its collapse value."""
     losses: dict[str, Tensor] = {}
-    collapse: list[Tensor] = []
+    constant: dict[str, Tensor] = {}
     for organ, keep in visible.items():
         hidden = masks.patches[organ][keep]
         wanted = normalised(target.patches[organ][keep][hidden])
         predicted = student.heads.patch_predictor(features.patches[organ][hidden])
         losses[organ] = feature_loss(predicted, wanted).reshape(len(keep), -1).mean(1)
-        collapse.append(feature_loss(wanted.mean(0, keepdim=True).expand_as(wanted), wanted).mean())
+        constant[organ] = feature_loss(wanted.mean(0).expand_as(wanted), wanted).reshape(len(keep), -1).mean(1)
     rows = {organ: batch.rows[organ][keep] for organ, keep in visible.items()}
-    return _subject_means(losses, rows, len(batch.subjects)).mean(), float(torch.stack(collapse).mean())
+    term, collapse = (_subject_means(scans, rows, len(batch.subjects)).mean() for scans in (losses, constant))
+    return term, float(collapse)
 
 
 def _organ_term(
@@ -148,13 +151,13 @@ def _organ_term(
             rows[organ] = all_rows[chosen]
             predicted = student.heads.predict_organ(features.subject[rows[organ]], student.group(organ).query)
             losses[organ] = feature_loss(predicted, normalised(target.organ[organ][chosen]))
+    if not losses:
+        return features.subject.new_zeros((), dtype=torch.float32), 0
     return _subject_means(losses, rows, len(batch.subjects)).mean(), int(eligible.sum())
 
 
 def _subject_means(losses: Mapping[str, Tensor], rows: Mapping[str, Tensor], num_subjects: int) -> Tensor:
     """Mean over each subject's own organs of the losses [n_o] of those organs; 0 for a subject with none; [B]."""
-    if not losses:
-        return torch.zeros(num_subjects)
     device = next(iter(losses.values())).device
     total, count = torch.zeros(num_subjects, device=device), torch.zeros(num_subjects, device=device)
     for organ, loss in losses.items():

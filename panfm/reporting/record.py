@@ -112,10 +112,8 @@ class ProbeTable:
     num_train: int
     num_test: int
     rows: list[dict[str, Any]]
-    """Each: embedding (trained, untrained, PCA, ...), target, metric (R2, MAE, AUC), value, low, high.
-
-    low to high is the 95 % bootstrap interval over test subjects.
-    """
+    """Each: embedding (trained model, untrained model, ...), target, metric (R2, MAE, AUC), value, low, high (95 % bootstrap
+    interval over test subjects), and gain, gain_low, gain_high: the trained model's value minus this one, paired."""
     note: str = ""
 
 

@@ -10,11 +10,14 @@ import hashlib
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from panfm.durable import write_folder
-from panfm.errors import DataError
+from panfm.errors import DataError, ProtocolError
 from panfm.protocol import Envelope, SiteUpdate, expect, from_envelope, to_envelope
+
+_DAMAGED = "the stored answer of this round cannot be read; restore the site's state from a copy"
 
 
 class AnswerStore:
@@ -24,22 +27,26 @@ class AnswerStore:
         self._folder = folder
 
     def digest(self, run: str, round_number: int) -> str | None:
-        """Digest of the task that was answered in this run and round, if any."""
+        """Digest of the task that was answered in this run and round, if any.
+
+        Raises: DataError when the stored answer is damaged.
+        """
         path = self._place(run, round_number) / "answer.json"
         if not path.is_file():
             return None
-        return str(json.loads(path.read_text())["task_digest"])
+        try:
+            return str(json.loads(path.read_text())["task_digest"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(_DAMAGED) from error
 
     def read(self, run: str, round_number: int) -> SiteUpdate:
         """The stored answer. Raises: DataError when there is none or it is damaged."""
         place = self._place(run, round_number)
         try:
             header, tensors = (place / "answer.json").read_text(), load_file(place / "deltas.safetensors")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                "the stored answer of this round cannot be read; restore the site's state from a copy"
-            ) from error
-        return expect(from_envelope(Envelope(kind="site_update", header=header, tensors=tensors)), SiteUpdate)
+            return expect(from_envelope(Envelope(kind="site_update", header=header, tensors=tensors)), SiteUpdate)
+        except (OSError, ValueError, SafetensorError, ProtocolError) as error:
+            raise DataError(_DAMAGED) from error
 
     def commit(self, answer: SiteUpdate) -> None:
         """Keep the answer; after this returns it survives any crash."""

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panfm.errors import ConfigError
+from panfm.organs import check_organ_names
 
 POLICY_FILE = "policy.yaml"
 
@@ -47,6 +48,7 @@ class Policy:
             )
         if not self.organs:
             raise ConfigError("policy: organs is empty, so the site offers nothing; name the organs it takes part with")
+        check_organ_names(self.organs)
         for name in ("min_subjects", "min_sites_per_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"policy: {name} must be at least 1, got {getattr(self, name)}")

@@ -43,7 +43,7 @@ def make_site_report(folder: Path, model: ModelFolder) -> Path:
         refused=read_refused(folder / "store" / REFUSED),
         rounds=_rounds(AnswerStore(folder / "state" / "answers"), model),
     )
-    return write_site_report(folder, policy.site, _pictures(dataset, model, policy.site), summary)
+    return write_site_report(folder, policy.site, _pictures(dataset, store, model, policy.site), summary)
 
 
 def _prepared(store: PreparedStore, dataset: SubjectDataset, organ: str, recipe: Recipe) -> PreparedOrgan:
@@ -72,10 +72,10 @@ def _rounds(answers: AnswerStore, model: ModelFolder) -> list[AnsweredRound]:
     ]
 
 
-def _pictures(dataset: SubjectDataset, model: ModelFolder, site: str) -> list[OrganPicture]:
+def _pictures(dataset: SubjectDataset, store: PreparedStore, model: ModelFolder, site: str) -> list[OrganPicture]:
     """One draw of masks by the final teacher, for the first subjects of each organ."""
     recipe = model.recipe
-    batch = dataset.batch(range(min(PICTURED_SUBJECTS, len(dataset))))
+    batch = dataset.batch(_first_of_each(dataset, store))
     network = build_model(recipe.model, {organ: recipe.organs[organ] for organ in dataset.organs})
     load_parameters(network, {name: model.teacher[name] for name, _ in network.named_parameters()})
     _, saliency = teacher_view(network, batch, recipe.pretrain.organ_mask.saliency_blocks)
@@ -90,6 +90,13 @@ def _pictures(dataset: SubjectDataset, model: ModelFolder, site: str) -> list[Or
         for organ in batch.rows
         for place in range(batch.rows[organ].numel())
     ]
+
+
+def _first_of_each(dataset: SubjectDataset, store: PreparedStore) -> list[int]:
+    """Places of the first few subjects of each organ: an organ that the very first ones lack is pictured too."""
+    holders = {organ: sorted({e.subject for e in store.entries if e.organ == organ}) for organ in dataset.organs}
+    chosen = {subject for subjects in holders.values() for subject in subjects[:PICTURED_SUBJECTS]}
+    return [place for place, subject in enumerate(dataset.subjects) if subject in chosen]
 
 
 def _picture(batch: Batch, masks: Masks, recipe: Recipe, organ: str, place: int) -> OrganPicture:

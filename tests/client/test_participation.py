@@ -1,0 +1,168 @@
+"""How a site takes part: what it tells when it joins, what it refuses, and that it never trains the same task twice."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import panfm
+from client import participation
+from client.participation import join, take_part
+from client.workspace import Workspace, open_workspace
+from panfm import recipes, update
+from panfm.groups import keep_groups, split_by_group
+from panfm.models.build import initial_parameters
+from panfm.pretrain.local_round import train_round
+from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate
+from panfm.signing import sign
+from tests.client.small_study import HELD, SmallStudy, same_bits, signed_task
+
+
+@pytest.fixture
+def workspace(study: SmallStudy) -> Workspace:
+    return open_workspace({"site-folder": str(study.hospitals["neuro"])})
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds that were really trained."""
+    rounds: list[int] = []
+
+    def counted(*arguments: object, **settings: object) -> object:
+        rounds.append(settings["round_number"])  # type: ignore[arg-type]  # an int, by train_round's signature
+        return train_round(*arguments, **settings)  # type: ignore[arg-type]  # handed through
+
+    monkeypatch.setattr(participation, "train_round", counted)
+    return rounds
+
+
+def test_joining_tells_who_the_site_is(workspace: Workspace) -> None:
+    counts = {organ: len(subjects) for organ, subjects in workspace.subjects().items()}
+    assert join(workspace) == JoinAnswer(
+        site="neuro",
+        organs=HELD["neuro"],
+        protocol_version=PROTOCOL_VERSION,
+        panfm_version=panfm.__version__,
+        num_subjects=counts,
+    )
+    discreet = replace(workspace, policy=replace(workspace.policy, tell_counts=False))
+    assert join(discreet).num_subjects == {}
+    assert join(discreet).organs == HELD["neuro"]
+
+
+def test_answer_holds_the_groups_that_were_trained_and_true_counts(study: SmallStudy, workspace: Workspace) -> None:
+    task = signed_task(study, "neuro")
+    answer = take_part(task, workspace)
+    assert isinstance(answer, SiteUpdate)
+    assert (answer.run, answer.round, answer.site, answer.task_digest) == ("small-1", 1, "neuro", task.digest())
+    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "brain", "heart"}
+    subjects = workspace.subjects()
+    assert answer.organ_subjects == {organ: len(held) for organ, held in subjects.items()}
+    assert answer.num_subjects == len(subjects["brain"] | subjects["heart"])
+    assert update.norm(answer.deltas) > 0
+
+
+def test_same_task_again_is_answered_from_the_store(
+    study: SmallStudy, workspace: Workspace, trainings: list[int]
+) -> None:
+    task = signed_task(study, "neuro")
+    first = take_part(task, workspace)
+    again = take_part(task, open_workspace({"site-folder": str(workspace.folder)}))  # as after a restart
+    assert isinstance(first, SiteUpdate)
+    assert isinstance(again, SiteUpdate)
+    assert trainings == [1]
+    assert same_bits(first.deltas, again.deltas)
+    assert replace(first, deltas={}) == replace(again, deltas={})
+
+
+def test_same_round_by_another_task_is_refused_and_does_not_train(
+    study: SmallStudy, workspace: Workspace, trainings: list[int]
+) -> None:
+    first = signed_task(study, "neuro")
+    take_part(first, workspace)
+    moved = {name: tensor + 1 for name, tensor in first.student.items()}
+    for other in (signed_task(study, "neuro", student=moved), signed_task(study, "neuro", teacher=moved)):
+        answer = take_part(other, workspace)
+        assert isinstance(answer, Refusal)
+        assert answer.code == "round_answered_otherwise"
+    assert trainings == [1]
+    assert isinstance(take_part(first, workspace), SiteUpdate), "the first answer stands"
+
+
+def test_other_runs_and_rounds_are_trained(study: SmallStudy, workspace: Workspace, trainings: list[int]) -> None:
+    for run, number in (("small-1", 1), ("small-1", 2), ("small-2", 1)):
+        assert isinstance(take_part(signed_task(study, "neuro", run=run, round=number), workspace), SiteUpdate)
+    assert trainings == [1, 2, 1]
+
+
+def test_who_may_not_ask_gets_no_training(study: SmallStudy, workspace: Workspace, trainings: list[int]) -> None:
+    task = signed_task(study, "neuro")
+    stranger = Ed25519PrivateKey.generate()
+    refused = {
+        "unsigned": task.signed(""),
+        "no hexadecimal": task.signed("ü" * 128),
+        "another coordinator": task.signed(sign(stranger, task.digest())),
+        "changed on the way": replace(task, round=2),
+        "for another site": signed_task(study, "neuro", site="cardiac"),
+        "past the last round": signed_task(study, "neuro", round=3),
+        "before the first": signed_task(study, "neuro", round=0),
+        "another protocol": signed_task(study, "neuro", protocol_version=PROTOCOL_VERSION + 1),
+        "no recipe": signed_task(study, "neuro", recipe="rounds: many"),
+    }
+    codes = {}
+    for name, asked in refused.items():
+        answer = take_part(asked, workspace)
+        assert isinstance(answer, Refusal)
+        codes[name] = answer.code
+    assert codes == {
+        "unsigned": "signature",
+        "no hexadecimal": "signature",
+        "another coordinator": "signature",
+        "changed on the way": "signature",
+        "for another site": "wrong_site",
+        "past the last round": "wrong_round",
+        "before the first": "wrong_round",
+        "another protocol": "protocol",
+        "no recipe": "recipe",
+    }
+    assert trainings == []
+
+
+def test_recipe_is_not_read_before_the_signature(study: SmallStudy, workspace: Workspace) -> None:
+    """What a stranger sends is hashed and nothing else."""
+    answer = take_part(signed_task(study, "neuro", recipe="a: &a [*a]").signed("00"), workspace)
+    assert isinstance(answer, Refusal)
+    assert answer.code == "signature"
+
+
+def test_run_id_enters_no_bit_of_what_is_trained(study: SmallStudy, workspace: Workspace) -> None:
+    answers = [take_part(signed_task(study, "neuro", run=run), workspace) for run in ("small-1", "other-2")]
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
+    first, second = (answer for answer in answers if isinstance(answer, SiteUpdate))
+    assert same_bits(first.deltas, second.deltas)
+
+
+def test_organ_whose_scans_are_gone_is_left_alone(study: SmallStudy, workspace: Workspace) -> None:
+    """The coordinator still sends it, as it was offered when the site joined."""
+    hearts = tuple(entry for entry in workspace.store.entries if entry.organ == "heart")
+    poorer = replace(workspace, store=replace(workspace.store, entries=hearts))
+    answer = take_part(signed_task(study, "neuro"), poorer)
+    assert isinstance(answer, SiteUpdate)
+    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "heart"}
+    assert set(answer.organ_subjects) == {"heart"}
+
+
+def test_organ_that_was_not_sent_is_not_trained(study: SmallStudy, workspace: Workspace) -> None:
+    """Its scans came after the site joined."""
+    recipe = recipes.recipe_of(study.config)
+    parameters = initial_parameters(recipe.model, recipe.organs, recipe.seed)
+    brain = keep_groups(parameters, ["trunk", "heads", "brain"])
+    answer = take_part(signed_task(study, "neuro", student=brain, teacher=brain), workspace)
+    assert isinstance(answer, SiteUpdate)
+    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "brain"}
+    assert set(answer.organ_subjects) == {"brain"}
+    assert not torch.equal(answer.deltas["trunk.norm.weight"], torch.zeros(recipe.model.width))

@@ -1,0 +1,93 @@
+"""Rank and spread where the answer is known, and who counts as collapsed."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panfm.config import Recipe
+from panfm.data.dataset import Batch
+from panfm.models.build import initial_parameters, load_parameters
+from panfm.models.pan_organ import PanOrganModel
+from panfm.pretrain.collapse import RANK_FLOOR, SPREAD_FLOOR, collapse_reason, effective_rank, spread
+from panfm.protocol import TrainMetrics
+
+HEALTHY = TrainMetrics(
+    loss=0.4,
+    loss_patch=0.4,
+    loss_organ=None,
+    collapse_loss=0.5,
+    gradient_norm=1.0,
+    share={},
+    lift={},
+    masked_rate={},
+    share_entropy=None,
+    effective_rank={"brain": 20.0, "heart": 30.0},
+    spread={"brain": 0.5, "heart": 0.6},
+    seconds=1.0,
+)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_rank_of_equal_directions_is_their_number(rank: int) -> None:
+    directions = torch.eye(8)[:rank]
+    assert effective_rank(7 + torch.cat((directions, -directions))) == pytest.approx(rank, rel=1e-5)
+
+
+def test_rank_of_singular_values_3_to_1() -> None:
+    x, y = torch.eye(5)[:2]
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert effective_rank(torch.stack((3 * x, -3 * x, y, -y))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_does_not_vary_has_rank_1_and_spread_0() -> None:
+    equal = torch.full((10, 4), 0.5)
+    assert (effective_rank(equal), spread(equal)) == (1.0, 0.0)
+    assert effective_rank(torch.randn(1, 4, generator=torch.Generator().manual_seed(0))) == 1.0
+
+
+def test_spread_is_1_when_directions_cancel_and_root_half_for_two_at_right_angles() -> None:
+    x, y = 3 * torch.eye(6)[:2]
+    assert spread(torch.stack((x, -x, 2 * y, -y))) == pytest.approx(1.0)
+    assert spread(torch.stack((x, y))) == pytest.approx(math.sqrt(0.5))
+
+
+@given(seed=st.integers(0, 99), rows=st.integers(2, 20))
+def test_spread_is_what_the_mean_direction_lacks_to_1(seed: int, rows: int) -> None:
+    points = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed))
+    mean = (points / points.norm(dim=1, keepdim=True)).mean(0)
+    assert spread(points) == pytest.approx(math.sqrt(1 - float(mean.square().sum())), abs=1e-4)
+    assert 1.0 <= effective_rank(points) <= min(rows, 5) + 1e-4
+
+
+def test_who_counts_as_collapsed() -> None:
+    assert collapse_reason(HEALTHY) is None
+    low_spread, low_rank = SPREAD_FLOOR / 2, (1 + RANK_FLOOR) / 2
+    flat = replace(HEALTHY, spread={"brain": low_spread, "heart": low_spread})
+    assert "spread 0.025 in every organ" in (collapse_reason(flat) or "")
+    line = replace(HEALTHY, effective_rank={"brain": low_rank, "heart": low_rank})
+    assert "effective rank 1.25" in (collapse_reason(line) or "")
+    # One organ that varies speaks for the site, and a site that measured nothing is not accused.
+    assert collapse_reason(replace(HEALTHY, spread={"brain": low_spread, "heart": 0.5})) is None
+    assert collapse_reason(replace(HEALTHY, effective_rank={"brain": low_rank, "heart": 20.0})) is None
+    assert collapse_reason(replace(HEALTHY, spread={}, effective_rank={})) is None
+
+
+def test_an_untrained_model_is_far_from_the_floors(
+    make_recipe: Callable[..., Recipe], make_model: Callable[..., PanOrganModel], make_batch: Callable[..., Batch]
+) -> None:
+    """Golden, measured on version 0.1.0: seed 0, volumes of noise, width 24. What matters is the distance to the floors."""
+    recipe, model = make_recipe(), make_model(("brain",))
+    load_parameters(model, initial_parameters(recipe.model, {"brain": recipe.organs["brain"]}, 0))
+    batch = make_batch({f"s{number}": ["brain"] for number in range(16)})
+    with torch.no_grad():
+        tokens = model(batch.volumes, batch.rows, 16).patches["brain"].flatten(0, 1)
+    assert spread(tokens) == pytest.approx(0.971, abs=0.005)
+    assert effective_rank(tokens) == pytest.approx(20.8, abs=0.2)

@@ -1,0 +1,90 @@
+"""Folders are written whole or not at all, and are on disk before anybody is told so."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from panfm.durable import flush, write_folder
+
+
+def _two_files(word: str) -> Callable[[Path], None]:
+    def fill(draft: Path) -> None:
+        (draft / "a.txt").write_text(f"{word} a")
+        (draft / "b.txt").write_text(f"{word} b")
+
+    return fill
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which files and folders were flushed, and when something was renamed."""
+    seen: list[str] = []
+    replace = Path.replace
+
+    def noted_rename(old: Path, new: Path) -> Path:
+        seen.append(f"rename to {new.name}")
+        return replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append(Path(f"/proc/self/fd/{file}").readlink().name))
+    monkeypatch.setattr(Path, "replace", noted_rename)
+    return seen
+
+
+def test_folder_appears_with_all_its_files(tmp_path: Path) -> None:
+    write_folder(tmp_path / "deep" / "down" / "place", _two_files("new"))
+    assert _content(tmp_path / "deep" / "down" / "place") == {"a.txt": "new a", "b.txt": "new b"}
+    assert [path.name for path in (tmp_path / "deep" / "down").iterdir()] == ["place"]
+
+
+def test_older_folder_is_replaced_wholly(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "old.txt").touch()
+    write_folder(tmp_path / "place", _two_files("new"))
+    assert sorted(_content(tmp_path / "place")) == ["a.txt", "b.txt"]
+
+
+def test_failure_while_filling_leaves_what_was_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "place", _two_files("old"))
+
+    def fail(draft: Path) -> None:
+        (draft / "a.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "place", fail)
+    assert _content(tmp_path / "place") == {"a.txt": "old a", "b.txt": "old b"}
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "never", fail)
+    assert not (tmp_path / "never").exists()
+
+
+def test_draft_of_a_crash_is_no_part_of_the_next_folder(tmp_path: Path) -> None:
+    draft = tmp_path / ".place.draft"
+    draft.mkdir()
+    (draft / "stray.txt").write_text("left behind")
+    write_folder(tmp_path / "place", _two_files("new"))
+    assert sorted(_content(tmp_path / "place")) == ["a.txt", "b.txt"]
+    assert not draft.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is flushed is read from /proc")
+def test_files_are_on_disk_before_the_rename_and_their_folders_after(tmp_path: Path, events: list[str]) -> None:
+    write_folder(tmp_path / "state" / "answers" / "place", _two_files("new"))
+    rename = events.index("rename to place")
+    assert sorted(events[:rename]) == [".place.draft", "a.txt", "b.txt"]
+    # The new folder's own name, and the names of the folders that were made for it.
+    assert sorted(events[rename + 1 :]) == sorted(["answers", "state", tmp_path.name])
+
+
+def test_flush_of_something_absent_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        flush(tmp_path / "absent")

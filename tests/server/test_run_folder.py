@@ -1,0 +1,79 @@
+"""What a run leaves on the coordinator's disk: the last checkpoints, the exported model, and a name of its own."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from panfm import recipes, update
+from panfm.errors import ConfigError
+from panfm.export.model_folder import ModelFolder, make_card, read_model
+from panfm.signing import public_hex
+from server.run_folder import (
+    KEPT_CHECKPOINTS,
+    RECORD_FILE,
+    check_new,
+    coordinator_key,
+    export_model,
+    new_run_id,
+    write_checkpoint,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFolder:
+    parameters = {"trunk.x": torch.arange(3.0)}
+    recipe = recipes.recipe_of(recipes.load(["recipe=smoke"]))
+    card = make_card("small-1", 1, parameters, parameters, recipe, ("0", "0"))
+    return ModelFolder(student=parameters, teacher=parameters, recipe=recipe, card=card)
+
+
+def test_the_last_checkpoints_are_kept_in_order_of_rounds(tmp_path: Path, model: ModelFolder) -> None:
+    for number in (8, 9, 10, 11):
+        write_checkpoint(tmp_path, replace(model, card=replace(model.card, round=number)))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert KEPT_CHECKPOINTS == 2
+    assert kept == ["round-0010", "round-0011"]
+    assert [read_model(tmp_path / "checkpoints" / name).card.round for name in kept] == [10, 11]
+
+
+def test_exported_model_replaces_an_older_one(tmp_path: Path, model: ModelFolder) -> None:
+    export_model(tmp_path, model)
+    other = {"trunk.x": torch.ones(3)}
+    digest = update.digest(other)
+    card = replace(model.card, student_digest=digest, teacher_digest=digest)
+    assert export_model(tmp_path, replace(model, student=other, teacher=other, card=card)) == tmp_path / "model"
+    assert torch.equal(read_model(tmp_path / "model").student["trunk.x"], torch.ones(3))
+
+
+def test_coordinator_keeps_its_key(tmp_path: Path) -> None:
+    first = public_hex(coordinator_key(tmp_path / "runs"))
+    assert public_hex(coordinator_key(tmp_path / "runs")) == first
+    assert (tmp_path / "runs" / "coordinator.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["demo-20260101-120000", "a", "A.b_c-9"])
+def test_run_may_have_any_plain_name_once(tmp_path: Path, name: str) -> None:
+    check_new(tmp_path, name)
+    (tmp_path / name).mkdir()
+    check_new(tmp_path, name)  # a rehearsal puts its hospitals there first
+    (tmp_path / name / RECORD_FILE).touch()
+    with pytest.raises(ConfigError, match="already; give another name="):
+        check_new(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "/root", "-flag", "a\nb", "a b", "ä", "x" * 101])
+def test_name_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="name= should be") as caught:
+        check_new(tmp_path, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_runs_of_a_name_have_two_ids() -> None:
+    ids = {new_run_id("demo") for _ in range(100)}
+    assert len(ids) == 100
+    assert all(run.startswith("demo-") for run in ids)

@@ -177,26 +177,28 @@ class LossWeights:
 
     patch: float = 1.0
     """(a) the teacher's features of masked patches inside visible organs."""
-    organ: float = 0.1
+    seen: float = 0.5
+    """(a) the same for the patches that the student did see, augmented, where the teacher saw them as they are."""
+    organ: float = 0.5
     """(b) the teacher's organ token of a masked organ, from the student's subject token."""
 
     def __post_init__(self) -> None:
-        for name in ("patch", "organ"):
+        for name in ("patch", "seen", "organ"):
             _require(getattr(self, name) >= 0, f"pretrain.loss.{name} must be 0 or more, got {getattr(self, name)}")
-        _require(self.patch + self.organ > 0, "pretrain.loss: at least one term needs a weight above 0")
+        _require(self.patch + self.seen + self.organ > 0, "pretrain.loss: at least one term needs a weight above 0")
 
 
 @dataclass(slots=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation of a batch on its device; all values symmetric around the identity."""
+    """What the student sees beside the teacher, who sees the crop as it is; all values symmetric around the identity."""
 
     shift_voxels: int = 2
-    """Largest shift per axis; at most prepare.margin_voxels."""
-    scale: float = 0.1
+    """Largest shift of the crop per axis, the same for teacher and student; at most prepare.margin_voxels."""
+    scale: float = 0.2
     """Intensities are multiplied by 1 +- this."""
-    offset: float = 0.1
+    offset: float = 0.2
     """This much is added to or taken from normalised intensities, in standard deviations."""
-    noise: float = 0.1
+    noise: float = 0.2
     """Standard deviation of the voxel noise, in standard deviations of the volume."""
 
     def __post_init__(self) -> None:

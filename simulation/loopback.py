@@ -46,9 +46,12 @@ PROGRAMS = Path(sys.executable).parent
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 """Where pyproject.toml says what goes into the bundle."""
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
+"""For programs to start and to answer: each imports torch and Flower, on a machine that may be busy."""
 POLL_S = 1.0
 STATUS_EVERY_S = 15.0
+PATIENCE_S = 10.0
+"""How long a program may take to end when it is asked to."""
 _ENDED = "finished"
 
 
@@ -62,6 +65,7 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
     """
     check_port(config.port)
     port = config.port or _free_port()
+    started = time.monotonic()
     run_folder = runs / config.name
     flower = _Flower(home=run_folder / "flower", runs=runs, port=port)
     flower.prepare()
@@ -75,10 +79,10 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
             run_id = flower.submit(_patient(config))
             _follow(run_folder / RECORD_FILE, flower, run_id)
     except KeyboardInterrupt:
-        _end_record(run_folder, "stopped", "stopped by a person")
+        _end_record(run_folder, "stopped", "stopped by a person", time.monotonic() - started)
         raise
     except RunError as error:
-        _end_record(run_folder, "incomplete", str(error))
+        _end_record(run_folder, "incomplete", str(error), time.monotonic() - started)
         raise
 
 
@@ -88,7 +92,7 @@ def _patient(config: RunConfig) -> RunConfig:
     return replace(config, federation=replace(config.federation, join_timeout_s=timeout_s))
 
 
-def _end_record(run_folder: Path, status: str, reason: str) -> None:
+def _end_record(run_folder: Path, status: str, reason: str, seconds: float) -> None:
     """Say the end where the coordinator's program was ended before it could, and export its last checkpoint."""
     record = run_folder / RECORD_FILE
     events = list(read_record(record)) if record.exists() else []
@@ -97,7 +101,7 @@ def _end_record(run_folder: Path, status: str, reason: str) -> None:
     checkpoints = sorted((run_folder / "checkpoints").glob("round-*"))
     model = export_model(run_folder, read_model(checkpoints[-1])).name if checkpoints else ""
     done = [event.round for event in events if isinstance(event, RoundFinished)]
-    finished = RunFinished(status=status, reason=reason, rounds_done=max(done, default=0), seconds=0.0, model=model)
+    finished = RunFinished(status=status, reason=reason, rounds_done=max(done, default=0), seconds=seconds, model=model)
     RunRecord(run_folder).write(finished)
 
 
@@ -188,20 +192,23 @@ class _Flower:
 
     def ask(self, *words: str) -> dict[str, list[dict[str, str]]]:
         """What Flower's command line answers, as JSON; it prints a line of prose first."""
-        done = subprocess.run(
-            [str(PROGRAMS / "flwr"), *words],
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        start = done.stdout.find("{")
-        if start < 0:
-            raise RunError(
-                f"`flwr {words[0]}` did not answer: {done.stderr.strip()[-200:] or done.stdout.strip()[-200:]}"
+        try:
+            done = subprocess.run(
+                [str(PROGRAMS / "flwr"), *words],
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=START_TIMEOUT_S,
             )
-        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout[start:])
+            answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout[done.stdout.index("{") :])
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"`flwr {words[0]}` did not answer within {START_TIMEOUT_S:.0f} s; see {self.home}"
+            ) from error
+        except ValueError as error:
+            said = " ".join((done.stderr or done.stdout).split())[-200:]
+            raise RunError(f"`flwr {words[0]}` did not answer: {said}; see the logs in {self.home}") from error
         return answer
 
     @contextlib.contextmanager
@@ -295,11 +302,11 @@ def check_port(port: int) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a program and whatever it started: politely, then not."""
-    for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
+            process.wait(PATIENCE_S)
             break
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -64,7 +64,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def advance(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show how far something is; its bar goes when it is done."""
@@ -89,7 +89,9 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        self._console.print(record.getMessage(), style=style, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(
+            record.getMessage(), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
 
 class _Steps(logging.Handler):

@@ -1,11 +1,11 @@
-"""Embeddings of subjects by a frozen model.
+"""Embeddings of subjects by a frozen model: one vector of one size for any non-empty set of organs.
 
-An organ's embedding is the mean and the standard deviation, over its patches, of the teacher's patch tokens. The mean alone
-was the better embedding in first trials against the tokens that stand for a whole organ or subject; the deviation beside
-it says how much an organ varies from place to place, and raised the probe again (DECISIONS.md). Nothing is put in the place
-of an absent organ: a table of embeddings is made for a set of organs, over the subjects that have all of them.
+An organ's embedding is the mean and the standard deviation, over its patches, of the patch tokens. The mean alone was the better
+embedding in first trials against the token of a whole organ; the deviation beside it says how much an organ varies from place to
+place, and raised the probe again (DECISIONS.md). A subject's embedding is its subject token and the mean of the embeddings of
+the organs that it has: absent organs are neither imputed nor counted.
 
-Legend: n subjects, T patches, E width.
+Legend: n subjects, n_o subjects with organ o, T patches, E width.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -22,6 +22,7 @@ from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.errors import DataError
 from panfm.models.build import build_model, load_parameters
+from panfm.models.pan_organ import Features
 
 _SUBJECTS_AT_ONCE = 32
 
@@ -31,14 +32,29 @@ def organ_embedding(patches: Tensor) -> Tensor:
     return torch.cat((patches.mean(1), patches.std(1, unbiased=False)), dim=1)
 
 
+def subject_embedding(features: Features, rows: Mapping[str, Tensor]) -> Tensor:
+    """Subject token and mean organ embedding.
+
+    Args:
+        rows: organ -> int64 [n_o], which subjects the organ's features are of.
+    Returns: [n, 3E].
+    """
+    subject = features.subject
+    total = subject.new_zeros(len(subject), 2 * subject.shape[1])
+    count = subject.new_zeros(len(subject), 1)
+    for organ, patches in features.patches.items():
+        total = total.index_add(0, rows[organ], organ_embedding(patches))
+        count = count.index_add(0, rows[organ], count.new_ones(len(patches), 1))
+    return torch.cat((subject, total / count), dim=1)
+
+
 @torch.no_grad()
 def embed_subjects(parameters: Mapping[str, Tensor], recipe: Recipe, dataset: SubjectDataset) -> NDArray[np.float32]:
-    """Embeddings of all subjects of a dataset, each with all organs of the dataset.
+    """Embeddings of all subjects of a dataset, each from the organs that it has.
 
     Args:
         parameters: of trunk, heads and at least the dataset's organs.
-    Returns: [n, organs * 2E], rows in the order of `dataset.subjects`.
-    Raises: DataError when a subject lacks an organ.
+    Returns: [n, 3E], rows in the order of `dataset.subjects`.
     """
     grids = {organ: recipe.organs[organ] for organ in dataset.organs}
     model = build_model(recipe.model, grids)
@@ -46,17 +62,22 @@ def embed_subjects(parameters: Mapping[str, Tensor], recipe: Recipe, dataset: Su
     blocks = []
     for start in range(0, len(dataset), _SUBJECTS_AT_ONCE):
         batch = dataset.batch(range(start, min(start + _SUBJECTS_AT_ONCE, len(dataset))))
-        if not bool(batch.presence.all()):
-            raise DataError(f"embeddings of {', '.join(dataset.organs)} need subjects that have all of them")
         features = model(batch.volumes, batch.rows, len(batch.subjects))
-        blocks.append(torch.cat([organ_embedding(features.patches[organ]) for organ in dataset.organs], dim=1))
+        blocks.append(subject_embedding(features, batch.rows))
     return torch.cat(blocks).numpy()
 
 
 def raw_crops(dataset: SubjectDataset) -> NDArray[np.float32]:
-    """The voxels themselves, for controls: [n, voxels of all organs]."""
+    """The voxels themselves, for controls: [n, voxels of all organs].
+
+    Raises: DataError when a subject lacks an organ: a table of voxels has no place for that.
+    """
     blocks = []
     for start in range(0, len(dataset), _SUBJECTS_AT_ONCE):
         batch = dataset.batch(range(start, min(start + _SUBJECTS_AT_ONCE, len(dataset))))
+        if not bool(batch.presence.all()):
+            raise DataError(
+                f"raw crops of {', '.join(dataset.organs)} need subjects that have all of them; mark others out"
+            )
         blocks.append(np.concatenate([batch.volumes[organ].flatten(1).numpy() for organ in dataset.organs], axis=1))
     return np.concatenate(blocks)

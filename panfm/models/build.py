@@ -32,8 +32,8 @@ def build_model(config: ModelConfig, grids: Mapping[str, OrganGrid]) -> PanOrgan
 def initial_parameters(config: ModelConfig, grids: Mapping[str, OrganGrid], seed: int) -> dict[str, Tensor]:
     """Initial values, fp32, by name in sorted order.
 
-    Matrices are Xavier-uniform, tokens and queries normal with deviation 0.02, biases 0, norms 1 and 0, and an adapter's
-    last map 0.
+    Matrices are Xavier-uniform, tokens and queries normal with deviation 0.02, biases 0, norms 1 and 0, and the last
+    map of an adapter or a predictor 0.
     """
     with torch.device("meta"):
         shapes = dict(PanOrganModel(config, grids).named_parameters())
@@ -64,7 +64,8 @@ def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     draws = stream(seed, "initial parameters", name)
     *_, module, kind = name.split(".")
-    if kind == "bias" or (".adapters." in name and module == "up"):
+    starts_at_zero = (".adapters." in name and module == "up") or (name.startswith("heads.") and module == "out")
+    if kind == "bias" or starts_at_zero:
         return torch.zeros(shape)
     if kind == "weight" and len(shape) == 1:
         return torch.ones(shape)

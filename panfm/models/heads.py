@@ -1,7 +1,8 @@
-"""Predictors and projections: what only pre-training needs, shared by all sites.
+"""Mask token and predictors: what only pre-training needs, shared by all sites.
 
-`mask_token` stands where a patch is hidden from the student; `patch_predictor` turns a masked position into the teacher's
-feature of it; `organ_predictor` turns a subject token and an organ's query into the teacher's token of that organ.
+`mask_token` stands where a patch is hidden from the student; `patch_predictor` turns the student's token of a
+patch, hidden or seen, into the teacher's feature of it; `organ_predictor` turns a subject token and an organ's query into the
+teacher's token of that organ.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -9,18 +10,25 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Predictor(nn.Module):
-    """LayerNorm, Linear, GELU, Linear on [..., E]."""
+    """LN(x) + out(gelu(hidden(norm(x)))) on [..., E], with LN without affine, as in the targets; `out` starts at zero.
+
+    A fresh predictor therefore hands on its normalised token, and training starts from "what you see is what the teacher sees"
+    instead of from noise: on the synthetic cohort it reached in 50 steps what a plain MLP took 150 for (DECISIONS.md).
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.layers(tokens)
-        return out
+        change: Tensor = self.out(functional.gelu(self.hidden(self.norm(tokens))))
+        return functional.layer_norm(tokens, tokens.shape[-1:]) + change
 
 
 class Heads(nn.Module):

@@ -1,9 +1,9 @@
 """The default objective: regress the teacher's normalised features.
 
 Targets are the teacher's outputs, normalised over features of each token (LayerNorm without affine); the loss is smooth-L1,
-averaged over features here, and over a scan's hidden patches, a subject's organs and the subjects of a batch in `step`. No
-statistic of a batch enters, so sites with different batch sizes optimise the same thing and a subject's gradient depends on
-no other subject.
+averaged over features here, and over a scan's hidden or seen patches, a subject's organs and the subjects of a batch in
+`step`. No statistic of a batch enters, so sites with different batch sizes optimise the same thing and a subject's gradient
+depends on no other subject.
 Source: data2vec (Baevski et al. 2022, arXiv:2202.03555) for the targets; I-JEPA (Assran et al. 2023, arXiv:2301.08243).
 """
 # SPDX-License-Identifier: Apache-2.0

@@ -2,7 +2,8 @@
 
 Every draw is a function of (seed, site, round, step, subject, purpose): the same task on the same data gives the same bits at
 an equal thread count, processor and torch build, and a subject's masks and crops depend on no other subject. The optimiser
-starts afresh each round, so a site keeps no training state of its own.
+starts afresh each round, so a site keeps no training state of its own. The teacher sees a crop as it is, the student the same
+crop augmented, so that targets carry none of the augmentation's noise.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -123,11 +124,12 @@ class _LocalTraining:
             for purpose in ("crop", "augment", "organ mask", "patch mask")
         )
         batch = self._dataset.batch(indices, crops, pretrain.augment.shift_voxels)
-        batch = augment(batch, pretrain.augment, augments).to(self._device)
+        seen = augment(batch, pretrain.augment, augments).to(self._device)
+        batch = batch.to(self._device)
         target, saliency = teacher_view(self._teacher.model, batch, pretrain.organ_mask.saliency_blocks)
         counts = {o: patch_counts(self._recipe.organs[o], self._recipe.model.patch) for o in batch.rows}
         masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-        loss = step_loss(self.student, batch, target, masks, pretrain.loss)
+        loss = step_loss(self.student, seen, target, masks, pretrain.loss)
         value = float(loss.total.detach())
         if not math.isfinite(value):
             raise RunError(

@@ -1,9 +1,10 @@
 """One optimisation step: what the teacher sees, what is hidden from the student, and the loss between them.
 
-The teacher sees all present organs, unmasked. Its subject-token attention decides which organs the student does not get
-(Saliency-Guided Masking); in the organs that stay, patches are hidden. Two terms, each a mean over a subject's own organs
-and then over the subjects of the batch:
-(a) the teacher's features of hidden patches inside visible organs;
+The teacher sees all present organs, unmasked; `local_round` shows it the crop as it is, and the student an augmented copy.
+Its subject-token attention decides which organs the student does not get (Saliency-Guided Masking); in the organs that stay,
+patches are hidden. Two terms, each a mean over a subject's own organs and then over the subjects of the batch:
+(a) the teacher's features of hidden patches inside visible organs, and, with a weight of its own, of the patches that the
+    student saw: it saw them augmented and the teacher did not, so it learns to look through noise and contrast;
 (b) the teacher's token of a masked organ, predicted from the student's subject token and the organ's query. Where nothing is
     masked, the organs that the student saw are predicted, so that the subject token always learns to read them.
 """
@@ -43,11 +44,11 @@ class StepLoss:
 
     total: Tensor
     patch: Tensor
-    """fp32 scalar, term (a)."""
+    """fp32 scalar, term (a) over hidden patches."""
     organ: Tensor | None
     """fp32 scalar, term (b) over subjects with two organs or more; None where there is none."""
     collapse: float
-    """Term (a), if each organ's targets of this batch were predicted by their mean."""
+    """`patch`, if each organ's targets of hidden patches in this batch were predicted by their mean."""
 
 
 def patch_counts(grid: OrganGrid, patch: int) -> tuple[int, int, int]:
@@ -85,7 +86,14 @@ def draw_masks(
 
 
 def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Masks, weights: LossWeights) -> StepLoss:
-    """Both terms for one batch."""
+    """Both terms for one batch.
+
+    Args:
+        batch: what the student is shown; the same subjects, scans and crops as the teacher's.
+        target: the teacher's features of them.
+        masks: what the student does not see of its batch; in a scan at least one patch is hidden and one is not.
+        weights: of the terms; the metrics `patch`, `organ` and `collapse` are before weighting.
+    """
     visible = _visible_scans(batch, masks.organs)
     features: Features = student(
         {organ: batch.volumes[organ][keep] for organ, keep in visible.items()},
@@ -93,14 +101,14 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
         len(batch.subjects),
         {organ: masks.patches[organ][keep] for organ, keep in visible.items()},
     )
-    patch, collapse = _patch_term(student, batch, features, target, masks, visible)
+    patch = _patch_term(student, batch, features, target, masks, visible)
     organ, eligible = _organ_term(student, batch, features, target, masks.organs)
-    total = weights.patch * patch
+    total = weights.patch * patch.hidden + weights.seen * patch.seen
     if weights.organ > 0:  # a term without weight gives no gradient, so that weight decay leaves its predictor alone
         total = total + weights.organ * organ
     # Divided by the whole batch and not by those with two organs, so that no subject's gradient depends on another's organs.
     per_eligible = organ.detach() * len(batch.subjects) / eligible if eligible else None
-    return StepLoss(total=total, patch=patch.detach(), organ=per_eligible, collapse=collapse)
+    return StepLoss(total=total, patch=patch.hidden.detach(), organ=per_eligible, collapse=float(patch.constant))
 
 
 def _visible_scans(batch: Batch, organ_masks: Tensor) -> dict[str, Tensor]:
@@ -114,6 +122,16 @@ def _visible_scans(batch: Batch, organ_masks: Tensor) -> dict[str, Tensor]:
     return visible
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PatchTerm:
+    """Term (a): means over a scan's patches, a subject's organs, then subjects; fp32 scalars."""
+
+    hidden: Tensor
+    seen: Tensor
+    constant: Tensor
+    """`hidden`, if each organ's targets were predicted by their mean."""
+
+
 def _patch_term(
     student: PanOrganModel,
     batch: Batch,
@@ -121,19 +139,19 @@ def _patch_term(
     target: Features,
     masks: Masks,
     visible: Mapping[str, Tensor],
-) -> tuple[Tensor, float]:
-    """Term (a) over the batch, and its collapse value."""
-    losses: dict[str, Tensor] = {}
-    constant: dict[str, Tensor] = {}
+) -> _PatchTerm:
+    scans: dict[str, dict[str, Tensor]] = {"hidden": {}, "seen": {}, "constant": {}}
     for organ, keep in visible.items():
-        hidden = masks.patches[organ][keep]
-        wanted = normalised(target.patches[organ][keep][hidden])
-        predicted = student.heads.patch_predictor(features.patches[organ][hidden])
-        losses[organ] = feature_loss(predicted, wanted).reshape(len(keep), -1).mean(1)
-        constant[organ] = feature_loss(wanted.mean(0).expand_as(wanted), wanted).reshape(len(keep), -1).mean(1)
+        mask = masks.patches[organ][keep]
+        wanted = normalised(target.patches[organ][keep])
+        loss = feature_loss(student.heads.patch_predictor(features.patches[organ]), wanted)
+        constant = feature_loss(wanted[mask].mean(0).expand_as(wanted), wanted)
+        for name, per_patch, chosen in (("hidden", loss, mask), ("seen", loss, ~mask), ("constant", constant, mask)):
+            scans[name][organ] = per_patch[chosen].reshape(len(keep), -1).mean(1)
     rows = {organ: batch.rows[organ][keep] for organ, keep in visible.items()}
-    term, collapse = (_subject_means(scans, rows, len(batch.subjects)).mean() for scans in (losses, constant))
-    return term, float(collapse)
+    return _PatchTerm(
+        **{name: _subject_means(losses, rows, len(batch.subjects)).mean() for name, losses in scans.items()}
+    )
 
 
 def _organ_term(

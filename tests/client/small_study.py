@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -259,3 +260,31 @@ def signed_task(study: SmallStudy, holder: str, **changes: Any) -> TrainTask:
     }
     task = TrainTask(**(values | changes))
     return task.signed(sign(coordinator_key(study.runs), task.digest()))
+
+
+Finished = tuple[SmallStudy, SpyGrid]
+
+
+@cache
+def _finish(template: Path) -> Finished:
+    done = copy_study(template, template.with_name("finished-study"))
+    return done, done.conduct()
+
+
+@pytest.fixture(scope="session")
+def hospitals_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by whichever room is tested first, and found by the others."""
+    folder = tmp_path_factory.getbasetemp() / "small-study"
+    return folder if folder.is_dir() else make_template(folder)
+
+
+@pytest.fixture
+def study(hospitals_template: Path, tmp_path: Path) -> SmallStudy:
+    """A study of three hospitals in a folder of its own."""
+    return copy_study(hospitals_template, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(hospitals_template: Path) -> Finished:
+    """A study that went to its end, with the grid that carried it: to look at, not to change."""
+    return _finish(hospitals_template)

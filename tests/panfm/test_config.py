@@ -49,7 +49,7 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (PatchMaskConfig, {"rate": 1.0}, "rate"),
     (PatchMaskConfig, {"block": 0}, "block"),
     (LossWeights, {"patch": -1.0}, "patch"),
-    (LossWeights, {"patch": 0.0, "organ": 0.0}, "at least one term"),
+    (LossWeights, {"patch": 0.0, "seen": 0.0, "organ": 0.0}, "at least one term"),
     (AugmentConfig, {"noise": -0.1}, "noise"),
     (PretrainConfig, {"steps_per_round": 0}, "steps_per_round"),
     (PretrainConfig, {"learning_rate": math.nan}, "learning_rate"),

@@ -23,8 +23,8 @@ from server.run_folder import RECORD_FILE
 from server.study import first_model, read_settings
 from tests.client.small_study import (
     HELD,
+    Finished,
     SmallStudy,
-    SpyGrid,
     all_bytes,
     app_that_trains,
     fault_at,
@@ -32,8 +32,6 @@ from tests.client.small_study import (
     site_of,
     tensor_names,
 )
-
-Finished = tuple[SmallStudy, SpyGrid]
 
 
 def test_run_goes_the_whole_way_and_says_so(finished: Finished) -> None:

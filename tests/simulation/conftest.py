@@ -1,30 +1,22 @@
-"""The small study, for the tests of this room."""
+"""The small study and a taken port, for the tests of this room."""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
-from pathlib import Path
+import socket
+from collections.abc import Iterator
 
 import pytest
 
-from tests.client.small_study import SmallStudy, SpyGrid, copy_study, make_template
+from tests.client.small_study import finished, hospitals_template, study
 
-
-@pytest.fixture(scope="session")
-def hospitals_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made by whichever room is tested first, and found by the others."""
-    folder = tmp_path_factory.getbasetemp() / "small-study"
-    return folder if folder.is_dir() else make_template(folder)
+__all__ = ["finished", "hospitals_template", "study", "taken_port"]  # fixtures
 
 
 @pytest.fixture
-def study(hospitals_template: Path, tmp_path: Path) -> SmallStudy:
-    """A study of three hospitals in a folder of its own."""
-    return copy_study(hospitals_template, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def finished(hospitals_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, SpyGrid]:
-    """A study that went to its end, with the grid that carried it: to look at, not to change."""
-    done = copy_study(hospitals_template, tmp_path_factory.mktemp("finished"))
-    return done, done.conduct()
+def taken_port() -> Iterator[int]:
+    """A port on which another program listens."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield int(other.getsockname()[1])

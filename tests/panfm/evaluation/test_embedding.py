@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from panfm.config import ModelConfig, OrganGrid, Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.store import PreparedStore, StoreEntry, write_table
 from panfm.errors import DataError
-from panfm.evaluation.embedding import embed_subjects, organ_embedding, raw_crops
+from panfm.evaluation.embedding import embed_subjects, organ_embedding, raw_crops, subject_embedding
 from panfm.models.build import initial_parameters
+from panfm.models.pan_organ import Features
 
 SMALL = ModelConfig(width=16, depth=2, heads=2, adapter_width=4, predictor_width=16, patch=4)
 
@@ -26,8 +28,6 @@ def recipe() -> Recipe:
 
 def store_of(folder: Path, presence: dict[str, tuple[str, ...]]) -> PreparedStore:
     """A prepared store of noise volumes, 12 voxels a side."""
-    import hashlib
-
     entries = []
     for subject, organs in presence.items():
         for organ in organs:
@@ -68,19 +68,38 @@ def test_a_subjects_embedding_does_not_depend_on_the_others(tmp_path: Path) -> N
         study.organs,
     )
     together, apart = (embed_subjects(parameters, study, dataset) for dataset in (everybody, two))
-    assert together.shape == (40, 2 * 2 * SMALL.width)
+    assert together.shape == (40, 3 * SMALL.width)
     assert together[[3, 37]] == pytest.approx(apart, abs=1e-5)
 
 
-def test_a_missing_organ_is_refused_and_not_imputed(tmp_path: Path) -> None:
+def test_a_subject_embedding_by_a_loop_over_its_organs() -> None:
+    draws = torch.Generator().manual_seed(3)
+    rows = {"brain": torch.tensor([0, 2]), "liver": torch.tensor([1, 2])}
+    features = Features(
+        subject=torch.randn(3, 4, generator=draws),
+        organ={organ: torch.randn(2, 4, generator=draws) for organ in rows},
+        patches={organ: torch.randn(2, 5, 4, generator=draws) for organ in rows},
+        attention={},
+    )
+    found = subject_embedding(features, rows).numpy()
+    held = {0: [("brain", 0)], 1: [("liver", 0)], 2: [("brain", 1), ("liver", 1)]}
+    for subject, scans in held.items():
+        organs = [organ_embedding(features.patches[organ][place][None])[0].numpy() for organ, place in scans]
+        expected = np.concatenate([features.subject[subject].numpy(), np.mean(organs, axis=0)])
+        assert found[subject] == pytest.approx(expected, abs=1e-6)
+
+
+def test_any_organ_set_gives_a_vector_of_the_same_size(tmp_path: Path) -> None:
     study = recipe()
     parameters = initial_parameters(study.model, study.organs, seed=1)
-    ragged = {"sub-1": ("brain", "liver"), "sub-2": ("brain",)}
-    dataset = SubjectDataset(store_of(tmp_path, ragged), ("brain", "liver"), study.organs)
+    ragged = {"sub-1": ("brain", "liver"), "sub-2": ("brain",), "sub-3": ("liver",)}
+    store = store_of(tmp_path, ragged)
+    together = embed_subjects(parameters, study, SubjectDataset(store, ("brain", "liver"), study.organs))
+    assert together.shape == (3, 3 * SMALL.width)
+    brains = embed_subjects(parameters, study, SubjectDataset(store, ("brain",), study.organs))
+    assert brains[1] == pytest.approx(together[1], abs=1e-5)
     with pytest.raises(DataError, match="have all of them"):
-        embed_subjects(parameters, study, dataset)
-    brains = SubjectDataset(PreparedStore.open(tmp_path), ("brain",), study.organs)
-    assert embed_subjects(parameters, study, brains).shape == (2, 2 * SMALL.width)
+        raw_crops(SubjectDataset(store, ("brain", "liver"), study.organs))
 
 
 def test_raw_crops_are_the_centre_voxels(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_initial_values_follow_their_laws(config: ModelConfig, grids: Grids) -> 
     wide = replace(config, width=96, predictor_width=192)
     for name, value in initial_parameters(wide, grids, 0).items():
         assert (value.dtype, value.device.type) == (torch.float32, "cpu")
-        if name.endswith(".bias") or ("adapters" in name and ".up." in name):
+        starts_at_zero = ("adapters" in name and ".up." in name) or "_predictor.out." in name
+        if name.endswith(".bias") or starts_at_zero:
             assert not value.any(), name
         elif name.endswith(".weight") and value.ndim == 1:
             assert bool((value == 1).all()), name
@@ -68,11 +69,13 @@ def test_initial_values_follow_their_laws(config: ModelConfig, grids: Grids) -> 
             assert float(value.std()) == pytest.approx(0.02, rel=0.35), name
 
 
-def test_an_organ_may_be_called_up(config: ModelConfig) -> None:
-    """Only the adapters' last map starts at zero, not everything of an organ whose name looks like it."""
-    start = initial_parameters(config, {"up": OrganGrid(shape=[8, 8, 8])}, 0)
+@pytest.mark.parametrize("organ", ["up", "out", "heads"])
+def test_an_organ_may_be_called_like_a_map_that_starts_at_zero(config: ModelConfig, organ: str) -> None:
+    """Only the last maps of adapters and predictors start at zero, not what has a name that looks like theirs."""
+    start = initial_parameters(config, {organ: OrganGrid(shape=[8, 8, 8])}, 0)
     zero = {name for name, value in start.items() if not value.any() and not name.endswith("bias")}
-    assert zero == {f"organs.up.adapters.{block}.up.weight" for block in range(config.depth)}
+    adapters = {f"organs.{organ}.adapters.{block}.up.weight" for block in range(config.depth)}
+    assert zero == adapters | {"heads.patch_predictor.out.weight", "heads.organ_predictor.out.weight"}
 
 
 def test_building_touches_no_global_stream(config: ModelConfig, grids: Grids) -> None:

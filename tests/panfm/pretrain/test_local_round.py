@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panfm import update
-from panfm.config import LossWeights, OrganMaskConfig, OrganMaskRule, Recipe
+from panfm.config import AugmentConfig, LossWeights, OrganMaskConfig, OrganMaskRule, Recipe
 from panfm.data.augment import augment
 from panfm.data.dataset import SubjectDataset, batch_indices
 from panfm.errors import CheckpointError, RunError
@@ -73,14 +73,14 @@ def test_global_streams_and_inputs_are_left_alone(make_recipe: MakeRecipe, make_
 
 
 def test_it_learns_what_can_be_learned(make_recipe: MakeRecipe, make_dataset: MakeDataset) -> None:
-    """30 steps on subjects whose patches tell of each other: over seeds the last losses were a third of the first and about
-    half of what the best constant guess reaches."""
+    """30 steps on subjects whose patches tell of each other: over 5 seeds the last losses were 0.16 to 0.21 of the first, and,
+    all terms together, 0.29 to 0.44 of what the best constant guess reaches in term (a) alone."""
     recipe = make_recipe(steps_per_round=30, batch_size=12, learning_rate=1e-2, warmup_steps=3)
     dataset = make_dataset({f"{name}{twin}": organs for name, organs in RAGGED.items() for twin in (1, 2)})
     losses: list[float] = []
     trained = _train(recipe, dataset, on_step=lambda step, num_steps, loss: losses.append(loss))
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-    assert np.mean(losses[-5:]) < 0.8 * trained.metrics.collapse_loss
+    assert np.mean(losses[-5:]) < 0.35 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.65 * trained.metrics.collapse_loss
     assert trained.metrics.loss == pytest.approx(float(np.mean(losses)))
 
 
@@ -123,7 +123,10 @@ def test_an_organ_that_no_batch_held_is_not_in_the_deltas(make_recipe: MakeRecip
 
 
 def test_the_first_step_is_adamws(make_recipe: MakeRecipe, make_dataset: MakeDataset) -> None:
-    """A fresh AdamW moves each number by rate * (gradient / |gradient| + decay * value); only matrices decay."""
+    """A fresh AdamW moves each number by rate * (gradient / |gradient| + decay * value); only matrices decay.
+
+    What lies before a map that starts at zero has no gradient yet: in the predictors it decays, and nothing else moves it.
+    """
     recipe = make_recipe(steps_per_round=1, batch_size=6, learning_rate=1e-2, warmup_steps=0, weight_decay=0.5)
     start = initial_parameters(recipe.model, recipe.organs, recipe.seed)
     trained = _train(recipe, make_dataset(RAGGED))
@@ -131,11 +134,14 @@ def test_the_first_step_is_adamws(make_recipe: MakeRecipe, make_dataset: MakeDat
         decay = 0.5 * start[name] if start[name].ndim > 1 else torch.zeros_like(start[name])
         moved = (delta / 1e-2 + decay).abs()
         assert float(moved.max()) < 1 + 1e-3, name
-        assert float(moved.median()) > 0.9 or ".adapters." in name or "bias" in name, name
+        if "_predictor." in name and ".out." not in name:
+            assert float(moved.max()) < 1e-4, name
+        else:
+            assert float(moved.median()) > 0.9 or ".adapters." in name or "bias" in name, name
 
 
 def _by_hand(recipe: Recipe, dataset: SubjectDataset, round_number: int) -> dict[str, Tensor]:
-    """Deltas of a round with AdamW, clipping and the teacher's average written out, each subject's streams by their keys."""
+    """Deltas of a round with AdamW, clipping, the teacher's average and who sees what written out, each stream by its keys."""
     pretrain, start = recipe.pretrain, _start(recipe, dataset)
     student, teacher = (build_model(recipe.model, recipe.organs) for _ in range(2))
     load_parameters(student, start)
@@ -151,10 +157,10 @@ def _by_hand(recipe: Recipe, dataset: SubjectDataset, round_number: int) -> dict
             [stream(recipe.seed, "s", round_number, step, dataset.subjects[i], purpose) for i in indices]
             for purpose in ("crop", "augment", "organ mask", "patch mask")
         )
-        batch = augment(dataset.batch(indices, crops, MARGIN), pretrain.augment, noise)
+        batch = dataset.batch(indices, crops, MARGIN)
         target, saliency = teacher_view(teacher, batch, pretrain.organ_mask.saliency_blocks)
         masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-        loss = step_loss(student, batch, target, masks, pretrain.loss).total
+        loss = step_loss(student, augment(batch, pretrain.augment, noise), target, masks, pretrain.loss).total
         torch.autograd.backward(loss)
         gradients = {name: value.grad for name, value in named.items() if value.grad is not None}
         student.zero_grad(set_to_none=True)
@@ -187,6 +193,23 @@ def test_a_round_by_hand(make_recipe: MakeRecipe, make_dataset: MakeDataset, rou
         assert torch.allclose(found[name], expected[name], atol=2e-5), name
     # The comparison can fail: a delta is a hundred times what it allows.
     assert max(float(delta.abs().max()) for delta in expected.values()) > 2e-3
+
+
+def test_the_teacher_sees_the_crop_and_only_the_student_its_augmentation(
+    make_recipe: MakeRecipe, make_dataset: MakeDataset
+) -> None:
+    """Whatever the teacher alone decides is the same to the bit under every augmentation; what the student loses is not."""
+    dataset, found = make_dataset(RAGGED), []
+    for strength in (0.0, 0.3, 3.0):
+        recipe = make_recipe(OrganMaskConfig(rate=0.5), steps_per_round=1, batch_size=6)
+        recipe.pretrain.augment = AugmentConfig(shift_voxels=MARGIN, scale=strength, offset=strength, noise=strength)
+        found.append(_train(recipe, dataset).metrics)
+    clean, *augmented = found
+    for metrics in augmented:
+        for name in ("share", "lift", "share_entropy", "masked_rate", "effective_rank", "spread", "collapse_loss"):
+            assert getattr(metrics, name) == getattr(clean, name), name
+        assert abs(metrics.loss_patch - clean.loss_patch) > 1e-4
+        assert abs(metrics.loss - clean.loss) > 1e-4
 
 
 def test_absent_organs_are_neither_moved_nor_decayed(make_recipe: MakeRecipe) -> None:
@@ -223,12 +246,13 @@ def test_shares_of_complete_subjects_sum_to_one_and_nothing_is_masked_without_a_
     make_recipe: MakeRecipe, make_dataset: MakeDataset
 ) -> None:
     dataset = make_dataset({name: ["brain", "heart", "liver"] for name in "abcd"})
-    metrics = _train(make_recipe(OrganMaskConfig(rule=OrganMaskRule.none)), dataset).metrics
+    recipe = make_recipe(OrganMaskConfig(rule=OrganMaskRule.none), LossWeights(patch=1.0, seen=0.0, organ=0.3))
+    metrics = _train(recipe, dataset).metrics
     assert sum(metrics.share.values()) == pytest.approx(1.0, abs=1e-5)
     tokens = {"brain": 9, "heart": 5, "liver": 3}
     assert sum(metrics.lift[o] * n for o, n in tokens.items()) / 17 == pytest.approx(1.0, abs=1e-5)
     assert metrics.masked_rate == {"brain": 0.0, "heart": 0.0, "liver": 0.0}
-    assert metrics.loss == pytest.approx(metrics.loss_patch + 0.1 * (metrics.loss_organ or 0.0), rel=1e-5)
+    assert metrics.loss == pytest.approx(metrics.loss_patch + 0.3 * (metrics.loss_organ or 0.0), rel=1e-5)
 
 
 def test_a_site_with_one_organ(make_recipe: MakeRecipe, make_dataset: MakeDataset) -> None:
@@ -236,8 +260,10 @@ def test_a_site_with_one_organ(make_recipe: MakeRecipe, make_dataset: MakeDatase
     metrics = trained.metrics
     assert (metrics.loss_organ, metrics.share_entropy) == (None, None)
     assert (metrics.share, metrics.lift, metrics.masked_rate) == ({"brain": 1.0}, {"brain": 1.0}, {"brain": 0.0})
-    untrained = [name for name, delta in trained.deltas.items() if not delta.any()]
-    assert {name.rsplit(".layers", 1)[0] for name in untrained} == {"heads.organ_predictor", "organs.brain.query"}
+    untrained = {name for name, delta in trained.deltas.items() if not delta.any()}
+    predictor = {name for name in trained.deltas if name.startswith("heads.organ_predictor.")}
+    assert len(predictor) == 6
+    assert untrained == predictor | {"organs.brain.query"}
 
 
 def test_each_subject_trains_on_what_it_has(make_recipe: MakeRecipe, make_dataset: MakeDataset) -> None:

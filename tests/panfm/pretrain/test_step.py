@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from panfm.config import LossWeights, OrganMaskConfig, OrganMaskRule, PatchMaskConfig, Recipe
 from panfm.data.dataset import Batch
+from panfm.errors import ConfigError
+from panfm.models.build import build_model, initial_parameters, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
 from panfm.pretrain.patch_mask import num_hidden
 from panfm.pretrain.saliency import saliency_of
@@ -31,7 +35,7 @@ RAGGED: Presence = {
     "d": ["brain"],
     "e": ["brain", "heart"],
 }
-WEIGHTS = LossWeights(patch=1.0, organ=0.3)
+WEIGHTS = LossWeights(patch=1.0, seen=0.7, organ=0.3)
 HALF = OrganMaskConfig(rate=0.5)
 
 
@@ -68,8 +72,10 @@ def _smooth_l1(predicted: Tensor, wanted: Tensor) -> float:
     return float(sum(d * d / 2 if d < 1 else d - 0.5 for d in away) / len(away))
 
 
-def _slow_terms(student: PanOrganModel, alone: Batch, target: Features, masks: Masks) -> tuple[float, float | None]:
-    """Terms (a) and (b) of one subject; (b) is None where it has a single organ."""
+def _slow_terms(
+    student: PanOrganModel, alone: Batch, target: Features, masks: Masks
+) -> tuple[float, float, float | None]:
+    """Term (a) over hidden and over seen patches, and term (b), of one subject; (b) is None where it has a single organ."""
     hidden = {organ for organ in alone.rows if masks.organs[0, alone.organs.index(organ)]}
     seen = [organ for organ in alone.rows if organ not in hidden]
     features = student(
@@ -78,18 +84,19 @@ def _slow_terms(student: PanOrganModel, alone: Batch, target: Features, masks: M
         1,
         {organ: masks.patches[organ] for organ in seen},
     )
-    by_organ = []
-    for organ in seen:
-        patches = [t for t, gone in enumerate(masks.patches[organ][0].tolist()) if gone]
+    by_organ: dict[bool, list[float]] = {True: [], False: []}
+    for organ, gone in itertools.product(seen, (True, False)):
+        patches = [t for t, is_hidden in enumerate(masks.patches[organ][0].tolist()) if is_hidden == gone]
         predicted = [student.heads.patch_predictor(features.patches[organ][0, t]) for t in patches]
         losses = [_smooth_l1(p, target.patches[organ][0, t]) for p, t in zip(predicted, patches, strict=True)]
-        by_organ.append(sum(losses) / len(losses))
-    term_a = sum(by_organ) / len(by_organ)
+        by_organ[gone].append(sum(losses) / len(losses))
+    a_hidden, a_seen = (sum(by_organ[gone]) / len(seen) for gone in (True, False))
     if len(alone.rows) < 2:
-        return term_a, None
+        return a_hidden, a_seen, None
     asked = sorted(hidden) if hidden else seen
     guesses = {o: student.heads.organ_predictor(features.subject[0] + student.group(o).query) for o in asked}
-    return term_a, sum(_smooth_l1(guesses[organ], target.organ[organ][0]) for organ in asked) / len(asked)
+    term_b = sum(_smooth_l1(guesses[organ], target.organ[organ][0]) for organ in asked) / len(asked)
+    return a_hidden, a_seen, term_b
 
 
 @pytest.mark.parametrize("rule", [OrganMaskRule.lift, OrganMaskRule.none])
@@ -102,14 +109,104 @@ def test_loss_by_loops(
     with torch.no_grad():
         found = step_loss(student, batch, target, masks, WEIGHTS)
         terms = [_slow_terms(student, *_only(batch, target, masks, row)) for row in range(len(RAGGED))]
-    patch = sum(a for a, _ in terms) / len(terms)
-    organ = [b for _, b in terms if b is not None]
+        alone = step_loss(student, batch, target, masks, LossWeights(patch=0.0, seen=1.0, organ=0.0))
+    patch = sum(hidden for hidden, _, _ in terms) / len(terms)
+    seen = sum(seen for _, seen, _ in terms) / len(terms)
+    organ = [b for _, _, b in terms if b is not None]
     assert len(organ) == 3
     assert float(found.patch) == pytest.approx(patch, abs=1e-5)
     assert found.organ is not None
     assert float(found.organ) == pytest.approx(sum(organ) / len(organ), abs=1e-5)
     # Term (b) is divided by all subjects of the batch, so that nobody's part of the gradient depends on the others' organs.
-    assert float(found.total) == pytest.approx(patch + 0.3 * sum(organ) / len(terms), abs=1e-5)
+    assert float(found.total) == pytest.approx(patch + 0.7 * seen + 0.3 * sum(organ) / len(terms), abs=1e-5)
+    assert float(alone.total) == pytest.approx(seen, abs=1e-5)
+    assert abs(seen - patch) > 1e-3
+
+
+def _seen_losses(student: PanOrganModel, batch: Batch, target: Features, masks: Masks) -> dict[tuple[int, str], Tensor]:
+    """(row, organ) -> losses of the patches that the student saw; nothing of an organ that it did not get."""
+    found = {}
+    for row in range(len(batch.subjects)):
+        alone, wanted, own = _only(batch, target, masks, row)
+        shown = [organ for organ in alone.rows if not own.organs[0, batch.organs.index(organ)]]
+        volumes, rows = ({organ: values[organ] for organ in shown} for values in (alone.volumes, alone.rows))
+        features = student(volumes, rows, 1, {organ: own.patches[organ] for organ in shown})
+        for organ in shown:
+            points = student.heads.patch_predictor(features.patches[organ][0])
+            pairs = zip(points, wanted.patches[organ][0], strict=True)
+            losses = torch.tensor([_smooth_l1(guess, right) for guess, right in pairs])
+            found[row, organ] = losses[~own.patches[organ][0]]
+    return found
+
+
+def test_every_scan_every_organ_and_every_subject_counts_the_same_in_the_seen_part(
+    make_model: MakeModel, make_batch: MakeBatch, make_recipe: MakeRecipe
+) -> None:
+    """A scan's patches are averaged, then a subject's organs, then subjects: a large organ or a full subject weighs no more."""
+    student, batch = make_model(seed=1), make_batch(RAGGED)
+    target, masks = _masks(batch, make_model(seed=2), make_recipe(), OrganMaskConfig(rule=OrganMaskRule.none))
+    with torch.no_grad():
+        found = float(step_loss(student, batch, target, masks, LossWeights(patch=0.0, seen=1.0, organ=0.0)).total)
+        losses = _seen_losses(student, batch, target, masks)
+    assert {organ: len(values) for (_, organ), values in losses.items()} == {"brain": 3, "heart": 2, "liver": 1}
+    scans = {key: float(values.mean()) for key, values in losses.items()}
+    subjects = [np.mean([mean for (row, _), mean in scans.items() if row == own]) for own in range(len(RAGGED))]
+    assert found == pytest.approx(float(np.mean(subjects)), abs=1e-5)
+    # Means over all scans or over all patches at once are other numbers.
+    assert abs(found - np.mean(list(scans.values()))) > 1e-3
+    assert abs(found - float(torch.cat(list(losses.values())).mean())) > 1e-3
+
+
+def test_without_the_seen_part_the_total_is_that_of_hidden_patches_and_organs(
+    make_model: MakeModel, make_batch: MakeBatch, make_recipe: MakeRecipe
+) -> None:
+    """To the bit; and no gradient comes from the prediction of a patch that the student saw."""
+    student, batch = make_model(seed=1), make_batch({name: ["brain", "heart", "liver"] for name in "abcd"})
+    target, masks = _masks(batch, make_model(seed=2), make_recipe())
+    predictions: list[Tensor] = []
+
+    def keep(module: object, inputs: object, output: Tensor) -> None:
+        output.retain_grad()
+        predictions.append(output)
+
+    hook = student.heads.patch_predictor.register_forward_hook(keep)
+    found = step_loss(student, batch, target, masks, LossWeights(patch=1.0, seen=0.0, organ=0.3))
+    hook.remove()
+    assert found.organ is not None
+    assert torch.equal(found.total.detach(), found.patch + 0.3 * found.organ)
+    torch.autograd.backward(found.total)
+    visible = {o: ~masks.organs[rows, batch.organs.index(o)] for o, rows in batch.rows.items()}
+    hidden = [masks.patches[organ][shown] for organ, shown in visible.items() if shown.any()]
+    for prediction, gone in zip(predictions, hidden, strict=True):
+        assert prediction.grad is not None
+        assert torch.equal(prediction.grad.any(-1), gone)
+
+
+def test_a_student_that_equals_its_teacher_and_sees_what_it_sees_has_nothing_to_learn(
+    make_batch: MakeBatch, make_recipe: MakeRecipe
+) -> None:
+    """Fresh predictors hand on: the loss is zero where the teacher's patches are hidden too, and not where they are not."""
+    recipe, batch = make_recipe(), make_batch(RAGGED)
+    model = build_model(recipe.model, recipe.organs)
+    load_parameters(model, initial_parameters(recipe.model, recipe.organs, 0))
+    target, masks = _masks(batch, model, recipe, OrganMaskConfig(rule=OrganMaskRule.none))
+    weights = LossWeights(patch=1.0, seen=1.0, organ=0.0)
+    with torch.no_grad():
+        same_view = model(batch.volumes, batch.rows, len(RAGGED), masks.patches)
+        assert float(step_loss(model, batch, same_view, masks, weights).total) < 1e-9
+        assert float(step_loss(model, batch, target, masks, weights).total) > 1e-2
+
+
+@pytest.mark.parametrize("seen", [-0.1, float("nan")])
+def test_a_weight_below_zero_is_refused_by_name(seen: float) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.loss\.seen must be 0 or more"):
+        LossWeights(seen=seen)
+
+
+def test_the_seen_part_may_stand_alone_but_something_must_be_learned() -> None:
+    LossWeights(patch=0.0, seen=0.1, organ=0.0)
+    with pytest.raises(ConfigError, match="at least one term"):
+        LossWeights(patch=0.0, seen=0.0, organ=0.0)
 
 
 def test_collapse_value_is_term_a_of_the_organs_mean_targets(
@@ -237,11 +334,11 @@ def test_subjects_with_one_organ_have_no_term_b(
     target, masks = _masks(batch, make_model(seed=2), make_recipe(), OrganMaskConfig(rate=1.0))
     assert not masks.organs.any()
     student = make_model(seed=1)
-    found = step_loss(student, batch, target, masks, WEIGHTS)
+    found = step_loss(student, batch, target, masks, LossWeights(seen=0.0, organ=0.3))
     assert found.organ is None
     assert float(found.total.detach()) == float(found.patch)
     torch.autograd.backward(found.total)
-    assert student.heads.organ_predictor.layers[1].weight.grad is None
+    assert [p.grad for p in student.heads.organ_predictor.parameters()] == [None] * 6
 
 
 def test_the_student_does_not_see_masked_organs_or_hidden_patches(

@@ -136,7 +136,9 @@ def test_a_stricter_policy_never_admits_more(
     task = _task(recipe=RECIPES[number])
     loose = admit(task, _policy(min_subjects=low[0], min_sites_per_group=low[1]), _facts(None, **held))
     kept = {organ: number for organ, number in held.items() if organ not in withdrawn}
-    tight = admit(task, _policy(min_subjects=low[0] + more[0], min_sites_per_group=low[1] + more[1]), _facts(None, **kept))
+    tight = admit(
+        task, _policy(min_subjects=low[0] + more[0], min_sites_per_group=low[1] + more[1]), _facts(None, **kept)
+    )
     if isinstance(tight, Admitted):
         assert isinstance(loose, Admitted)
         assert set(tight.organs) <= set(loose.organs)

@@ -11,9 +11,7 @@ import pytest
 from panfm.data.store import PreparedStore
 from panfm.export.model_folder import ModelFolder, read_model
 from panfm.site.report import PICTURED_SUBJECTS, make_site_report
-from tests.client.small_study import SmallStudy, SpyGrid
-
-Finished = tuple[SmallStudy, SpyGrid]
+from tests.client.small_study import Finished
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Does it learn? Both rehearsals with three seeds: probes on held-out subjects beside their controls.
 
-    python -m benchmarks.learns [demo] [real] [seeds=0,1,2] [KEY=VALUE ...]
+    python benchmarks/learns.py [demo] [real] [seeds=0,1,2] [KEY=VALUE ...]
 
 Each (recipe, seed) is one rehearsal below runs/; one that is complete there is read and not run again. Prints the table of
 benchmarks/learns.md: the mean and the spread over seeds, and for each seed the paired bootstrap interval, over test

@@ -87,13 +87,14 @@ class RoundRunner:
 
     def run_round(
         self, number: int, model: GlobalModel, sites: Mapping[int, JoinAnswer]
-    ) -> tuple[GlobalModel, Outcome]:
+    ) -> tuple[GlobalModel, Outcome, RoundFinished]:
         """One round.
 
         Args:
             number: counted from 1.
             sites: node -> site, the participants.
-        Returns: the next model (the same one when too few sites answered) and what became of the answers.
+        Returns: the next model (the same one when too few sites answered), what became of the answers, and the event
+            to put on record when the model is safe.
         """
         started = time.monotonic()
         recipe = recipes.to_yaml(self.recipe)
@@ -109,17 +110,15 @@ class RoundRunner:
             lambda num_steps: log_momentum(self.recipe, number, num_steps),
         )
         new_model = GlobalModel(student=result.student, teacher=result.teacher)
-        self.record.write(
-            RoundFinished(
-                round=number,
-                seconds=time.monotonic() - started,
-                weights=result.weights,
-                unchanged_groups=result.unchanged,
-                delta_norm=result.delta_norm,
-                model_digest=new_model.digest(),
-            )
+        finished = RoundFinished(
+            round=number,
+            seconds=time.monotonic() - started,
+            weights=result.weights,
+            unchanged_groups=result.unchanged,
+            delta_norm=result.delta_norm,
+            model_digest=new_model.digest(),
         )
-        return new_model, outcome
+        return new_model, outcome, finished
 
     def _task(self, number: int, model: GlobalModel, site: JoinAnswer, recipe: str) -> TrainTask:
         """Only the groups that the site needs: trunk, heads and its organs."""

@@ -128,9 +128,11 @@ class _Study:
         collapsed = 0
         for number in range(1, self._recipe.rounds + 1):
             self._participants.ask_new_nodes()
-            self._model, outcome = self._runner.run_round(number, self._model, self._participants.sites)
-            self._rounds_done = number
-            write_checkpoint(self._folder, self._model_folder())
+            model, outcome, finished = self._runner.run_round(number, self._model, self._participants.sites)
+            write_checkpoint(self._folder, self._model_folder(model, number))
+            # Only now: a round that stands on record has its model on disk, at whatever moment the run is stopped.
+            self._model, self._rounds_done = model, number
+            self._record.write(finished)
             self._count(number, outcome)
             collapsed = collapsed + 1 if outcome.collapsed and not outcome.accepted else 0
             if collapsed == COLLAPSED_ROUNDS:
@@ -154,7 +156,9 @@ class _Study:
 
     def finish(self, status: str, reason: str) -> None:
         """Export what there is and put the end on record."""
-        model = export_model(self._folder, self._model_folder()) if self._rounds_done else None
+        exported = ""
+        if self._model is not None and self._rounds_done:
+            exported = export_model(self._folder, self._model_folder(self._model, self._rounds_done)).name
         seconds = time.monotonic() - self._started
         self._record.write(
             RunFinished(
@@ -162,7 +166,7 @@ class _Study:
                 reason=reason,
                 rounds_done=self._rounds_done,
                 seconds=seconds,
-                model=model.name if model else "",
+                model=exported,
             )
         )
         log.info("run %s is %s after %d rounds and %.0f s", self._config.name, status, self._rounds_done, seconds)
@@ -176,12 +180,9 @@ class _Study:
         mean = f"mean loss {sum(loss) / len(loss):.4f}" if loss else "nobody trained"
         log.info("round %d of %d: %d sites accepted, %s", number, self._recipe.rounds, len(loss), mean)
 
-    def _model_folder(self) -> ModelFolder:
-        assert self._model is not None
-        student, teacher = self._model.student, self._model.teacher
-        card = make_card(
-            self._run, self._rounds_done, student, teacher, self._recipe, (panfm.__version__, torch.__version__)
-        )
+    def _model_folder(self, model: GlobalModel, rounds_done: int) -> ModelFolder:
+        student, teacher = model.student, model.teacher
+        card = make_card(self._run, rounds_done, student, teacher, self._recipe, (panfm.__version__, torch.__version__))
         return ModelFolder(student=student, teacher=teacher, recipe=self._recipe, card=card)
 
 

@@ -78,5 +78,7 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to end ends what was started, as for Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # who is told to end ends what was started, as for Ctrl-C
+        if signal.getsignal(number) is not signal.SIG_IGN:  # but nohup stays nohup
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -99,9 +99,10 @@ def _end_record(run_folder: Path, status: str, reason: str, seconds: float) -> N
     if not events or isinstance(events[-1], RunFinished):
         return
     checkpoints = sorted((run_folder / "checkpoints").glob("round-*"))
-    model = export_model(run_folder, read_model(checkpoints[-1])).name if checkpoints else ""
-    done = [event.round for event in events if isinstance(event, RoundFinished)]
-    finished = RunFinished(status=status, reason=reason, rounds_done=max(done, default=0), seconds=seconds, model=model)
+    model = read_model(checkpoints[-1]) if checkpoints else None
+    exported = export_model(run_folder, model).name if model else ""
+    rounds_done = model.card.round if model else 0
+    finished = RunFinished(status=status, reason=reason, rounds_done=rounds_done, seconds=seconds, model=exported)
     RunRecord(run_folder).write(finished)
 
 

@@ -20,6 +20,7 @@ from panfm.signing import public_hex
 from panfm.site.report import make_site_report
 from server.run_folder import RECORD_FILE, check_new, coordinator_key
 from server.run_record import RunRecord
+from server.study import first_model
 from simulation.hospitals import RehearsalCohort, make_cohort
 from simulation.local_grid import run_in_process
 from simulation.loopback import check_port, run_on_loopback
@@ -34,12 +35,8 @@ def rehearse(config: RunConfig, display: Display) -> Path:
     """
     config = named(config, datetime.now())
     runs = Path(config.runs).resolve()
-    check_new(runs, config.name)
     run_folder = runs / config.name
-    if run_folder.exists():
-        raise ConfigError(f"there is a folder {run_folder} already; give another name=, or remove it")
-    if config.engine is Engine.loopback:
-        check_port(config.port)
+    config = _ready(config, runs)
     started = time.monotonic()
     cohort = make_cohort(config, run_folder, public_hex(coordinator_key(runs)), display.advance)
     display.say(f"{len(cohort.hospitals)} hospitals ready after {time.monotonic() - started:.0f} s in {run_folder}")
@@ -60,6 +57,23 @@ def rehearse(config: RunConfig, display: Display) -> Path:
 def named(config: RunConfig, now: datetime) -> RunConfig:
     """The run with a name: its own, or the recipe's and the time."""
     return config if config.name else replace(config, name=f"{config.recipe}-{now:%Y%m%d-%H%M%S}")
+
+
+def _ready(config: RunConfig, runs: Path) -> RunConfig:
+    """The run with its paths made absolute, for Flower's programs work elsewhere.
+
+    Raises: PanfmError for what would end the run after minutes of making hospitals and can be known now.
+    """
+    check_new(runs, config.name)
+    if (runs / config.name).exists():
+        raise ConfigError(f"there is a folder {runs / config.name} already; give another name=, or remove it")
+    if config.engine is Engine.loopback:
+        check_port(config.port)
+    if not config.init_from:
+        return config
+    config = replace(config, init_from=str(Path(config.init_from).resolve()))
+    first_model(recipes.recipe_of(config), config.init_from)
+    return config
 
 
 def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, display: Display) -> None:

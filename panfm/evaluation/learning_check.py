@@ -1,8 +1,9 @@
 """Does it learn? Probes on the final model, beside the same probes on controls, on subjects that no site trained on.
 
-Controls: the untrained model (same architecture and seed), PCA and ridge on the raw crops, and a trivial guess (the mean
-age; brain volume for sex; nothing for diseases). What the trained model adds over the untrained one is what
-pre-training taught; PCA and ridge is the bar that a linear method sets on the same subjects.
+The subject token is probed alone too, for it is the part that only training can fill. Controls: the untrained model (same
+architecture and seed), PCA and ridge on the raw crops, and a trivial guess (the mean age; brain volume for sex; nothing for
+diseases). What the trained model adds over the untrained one is what pre-training taught; PCA and ridge is the bar that a
+linear method sets on the same subjects.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -71,6 +72,7 @@ class Answer:
 
 
 TRAINED, UNTRAINED, PCA_RIDGE, TRIVIAL = "trained model", "untrained model", "PCA + ridge on raw crops", "trivial guess"
+TRAINED_TOKEN, UNTRAINED_TOKEN = "trained, subject token alone", "untrained, subject token alone"
 
 
 def questions_for(columns: Sequence[str]) -> list[Question]:
@@ -115,6 +117,8 @@ def check_learning(trained: Mapping[str, Tensor], recipe: Recipe, probe: HeldOut
         UNTRAINED: [embed_subjects(untrained, recipe, part.dataset) for part in (probe, test)],
         PCA_RIDGE: [raw_crops(part.dataset) for part in (probe, test)],
     }
+    for whole, token in ((TRAINED, TRAINED_TOKEN), (UNTRAINED, UNTRAINED_TOKEN)):
+        inputs[token] = [embedding[:, : recipe.model.width] for embedding in inputs[whole]]
     questions = questions_for(list(test.labels))
     columns = sorted({column for question in questions for column in question.columns})
     targets = np.stack([probe.labels[column] for column in columns])
@@ -136,8 +140,13 @@ def to_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     Beside its own value and interval each row says by how much the trained model exceeds it (`gain`), with the interval of
     that difference on the same resampled subjects. For an error, a negative gain is the better one.
     """
-    trained = {(a.question.target, a.question.metric): a for a in answers if a.embedding == TRAINED}
-    return [_row(answer, trained[answer.question.target, answer.question.metric]) for answer in answers]
+    given = {(a.embedding, a.question.target, a.question.metric): a for a in answers}
+    return [_row(a, given[_counterpart(a.embedding), a.question.target, a.question.metric]) for a in answers]
+
+
+def _counterpart(embedding: str) -> str:
+    """What the trained model has to show against this embedding: token against token, all else against the whole."""
+    return TRAINED_TOKEN if embedding in (TRAINED_TOKEN, UNTRAINED_TOKEN) else TRAINED
 
 
 def _row(answer: Answer, trained: Answer) -> dict[str, Any]:

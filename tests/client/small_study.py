@@ -42,8 +42,15 @@ Train = Callable[[Message, Context], Message]
 
 
 @cache
-def _smoke(*overrides: str) -> RunConfig:
-    return recipes.load(["recipe=smoke", *overrides])
+def _smoke() -> RunConfig:
+    return recipes.load(["recipe=smoke"])
+
+
+def _changed(settings: Any, path: Sequence[str], word: str) -> Any:
+    """The settings with one of them changed, checked as Hydra's are, in a fraction of its time."""
+    name, *inner = path
+    old = getattr(settings, name)
+    return replace(settings, **{name: _changed(old, inner, word) if inner else type(old)(word)})
 
 
 def make_template(folder: Path) -> Path:
@@ -108,8 +115,12 @@ class SmallStudy:
         return grid
 
     def with_settings(self, *overrides: str, name: str = "") -> SmallStudy:
-        """The same hospitals with other settings."""
-        return replace(self, config=replace(_smoke(*overrides), name=name or self.config.name))
+        """The same hospitals with other settings, of numbers and words."""
+        config = replace(_smoke(), name=name or self.config.name)
+        for override in overrides:
+            path, _, word = override.partition("=")
+            config = _changed(config, path.split("."), word)
+        return replace(self, config=config)
 
     def events(self, kind: type[E_co]) -> list[E_co]:
         return [event for event in read_record(self.folder / RECORD_FILE) if isinstance(event, kind)]

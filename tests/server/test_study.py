@@ -18,8 +18,9 @@ from panfm.errors import CheckpointError, ConfigError, RunError
 from panfm.export.model_folder import read_model, write_model
 from panfm.groups import keep_groups, split_by_group
 from panfm.models.build import initial_parameters
-from panfm.reporting.record import RoundFinished, RoundStarted, RunFinished, RunStarted, SiteAnswered, SiteJoined
+from panfm.reporting.record import Event, RoundFinished, RoundStarted, RunFinished, RunStarted, SiteAnswered, SiteJoined
 from server.run_folder import RECORD_FILE
+from server.run_record import RunRecord
 from server.study import first_model, read_settings
 from tests.client.small_study import (
     HELD,
@@ -28,6 +29,7 @@ from tests.client.small_study import (
     all_bytes,
     app_that_trains,
     fault_at,
+    quick_train,
     same_bits,
     site_of,
     tensor_names,
@@ -177,6 +179,38 @@ def test_stopped_by_a_person_in_round_two_exports_round_one(study: SmallStudy) -
     assert (end.status, end.rounds_done, end.model) == ("stopped", 1, "model")
     kept, exported = (read_model(study.folder / place) for place in ("checkpoints/round-0001", "model"))
     assert exported.card == kept.card
+
+
+@pytest.mark.parametrize("moment", ["write_checkpoint", "RunRecord.write"])
+def test_stopped_at_the_end_of_a_round_leaves_no_round_on_record_without_its_model(
+    study: SmallStudy, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Ctrl-C at the worst moments: while the first round's model is written, and while the round is put on record."""
+    real, stopped = RunRecord.write, []
+
+    def stop(*_arguments: object) -> None:
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    def stop_at_the_round(record: RunRecord, event: Event) -> None:
+        if isinstance(event, RoundFinished) and not stopped:
+            stop()
+        real(record, event)
+
+    if moment == "write_checkpoint":
+        monkeypatch.setattr("server.study.write_checkpoint", stop)
+    else:
+        monkeypatch.setattr(RunRecord, "write", stop_at_the_round)
+    with pytest.raises(KeyboardInterrupt):
+        study.conduct(app_that_trains(quick_train))
+
+    assert stopped
+    assert study.events(RoundFinished) == []
+    (end,) = study.events(RunFinished)
+    if end.rounds_done:
+        assert read_model(study.folder / "model").card.round == end.rounds_done == 1
+    else:
+        assert not (study.folder / "model").exists()
 
 
 def test_stopped_before_any_round_exports_nothing(study: SmallStudy) -> None:

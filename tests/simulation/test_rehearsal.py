@@ -13,7 +13,7 @@ from rich.console import Console
 
 from panfm import recipes
 from panfm.config import RunConfig
-from panfm.errors import ConfigError, DataError, PortInUseError, RunError
+from panfm.errors import CheckpointError, ConfigError, DataError, PortInUseError, RunError
 from panfm.export.model_folder import read_model
 from panfm.models.build import build_model, load_parameters
 from panfm.reporting.record import (
@@ -89,7 +89,7 @@ def test_person_sees_each_round_and_the_probes(rehearsed: tuple[Path, str]) -> N
     (table,) = (e for e in read_record(rehearsed[0] / "record.jsonl") if isinstance(e, ProbeTable))
     assert [line.rstrip() for line in probe_lines(table)] == [line for line in lines if line in set(probe_lines(table))]
     embeddings = {"trained model", "untrained model", "PCA + ridge on raw crops", "trivial guess"}
-    assert {row["embedding"] for row in table.rows} == embeddings
+    assert {row["embedding"] for row in table.rows} >= embeddings
 
 
 def test_a_name_is_used_once(rehearsed: tuple[Path, str]) -> None:
@@ -151,13 +151,26 @@ def test_incomplete_run_tells_its_own_reason(prepared: SmallStudy, monkeypatch: 
         _rehearse(prepared.config)
 
 
-def test_run_that_never_started_leaves_no_report(prepared: SmallStudy) -> None:
-    config = replace(prepared.config, init_from="/nowhere", name="lost")
-    with pytest.raises(Exception, match="no model in /nowhere"):
-        _rehearse(config)
-    (event,) = read_record(prepared.runs / "lost" / "record.jsonl")
-    assert isinstance(event, RunFinished)
-    assert event.status == "incomplete"
+def test_model_to_start_from_is_looked_at_before_any_work(
+    prepared: SmallStudy, rehearsed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "make_cohort", lambda *_: pytest.fail("minutes later"))
+    with pytest.raises(CheckpointError, match="no model in /nowhere"):
+        _rehearse(replace(prepared.config, init_from="/nowhere"))
+    wider = replace(prepared.config, model=replace(prepared.config.model, width=48))
+    with pytest.raises(CheckpointError, match="this recipe needs"):
+        _rehearse(replace(wider, init_from=str(rehearsed[0] / "model")))
+
+
+def test_model_to_start_from_is_found_from_where_the_person_stands(
+    prepared: SmallStudy, rehearsed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's programs work in folders of their own."""
+    seen: list[str] = []
+    monkeypatch.setattr(rehearsal, "run_in_process", lambda config, *_: seen.append(config.init_from))
+    monkeypatch.chdir(rehearsed[0])
+    _rehearse(replace(prepared.config, init_from="model"))
+    assert seen == [str(rehearsed[0] / "model")]
 
 
 def test_site_report_needs_only_the_sites_folder_and_the_model(rehearsed: tuple[Path, str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def recipe() -> Recipe:
     return Recipe(organs=grids, model=SMALL)
 
 
-def store_of(folder: Path, presence: dict[str, tuple[str, ...]]) -> PreparedStore:
+def store_of(folder: Path, presence: Mapping[str, tuple[str, ...]]) -> PreparedStore:
     """A prepared store of noise volumes, 12 voxels a side."""
     entries = []
     for subject, organs in presence.items():

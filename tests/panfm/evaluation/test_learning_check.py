@@ -15,8 +15,10 @@ from panfm.errors import DataError
 from panfm.evaluation.learning_check import (
     PCA_RIDGE,
     TRAINED,
+    TRAINED_TOKEN,
     TRIVIAL,
     UNTRAINED,
+    UNTRAINED_TOKEN,
     Answer,
     check_learning,
     questions_for,
@@ -85,8 +87,8 @@ def test_questions_follow_from_the_columns() -> None:
 
 def test_every_embedding_answers_every_question(answers: list[Answer]) -> None:
     given = {(answer.embedding, answer.question.target, answer.question.metric) for answer in answers}
-    assert len(given) == len(answers) == 4 * 5
-    assert {name for name, _, _ in given} == {TRAINED, UNTRAINED, PCA_RIDGE, TRIVIAL}
+    assert len(given) == len(answers) == 6 * 5
+    assert {name for name, _, _ in given} == {TRAINED, TRAINED_TOKEN, UNTRAINED, UNTRAINED_TOKEN, PCA_RIDGE, TRIVIAL}
 
 
 def test_a_trivial_guess_knows_nothing(answers: list[Answer]) -> None:
@@ -98,7 +100,11 @@ def test_a_trivial_guess_knows_nothing(answers: list[Answer]) -> None:
 def test_an_untrained_model_against_itself_gains_nothing(study: Recipe, folders: list[Path]) -> None:
     probe, test = (read_held_out(folders, study, split) for split in ("probe", "test"))
     itself = initial_parameters(study.model, study.organs, study.seed)
-    rows = [row for row in to_rows(check_learning(itself, study, probe, test)) if row["embedding"] == UNTRAINED]
+    rows = [
+        row
+        for row in to_rows(check_learning(itself, study, probe, test))
+        if row["embedding"] in (UNTRAINED, UNTRAINED_TOKEN)
+    ]
     assert [row["gain"] for row in rows] == pytest.approx([0.0] * len(rows), abs=1e-9)
     assert all(row["gain_low"] <= 0.0 <= row["gain_high"] for row in rows)
 
@@ -107,6 +113,7 @@ def test_rows_say_value_interval_and_gain(answers: list[Answer]) -> None:
     rows = to_rows(answers)
     for row, answer in zip(rows, answers, strict=True):
         assert row["low"] <= row["high"]
-        trained = next(a for a in answers if a.embedding == TRAINED and a.question == answer.question)
+        shown = TRAINED_TOKEN if "token" in answer.embedding else TRAINED
+        trained = next(a for a in answers if a.embedding == shown and a.question == answer.question)
         assert row["gain"] == pytest.approx(trained.value - answer.value)
         assert np.isfinite([row["value"], row["low"], row["high"]]).all()

@@ -23,7 +23,7 @@ from panfm.organs import in_order
 from panfm.site.answers import AnswerStore
 from panfm.site.policy import Policy, read_policy
 
-TRAINING_SPLITS = ("", "pretrain", "train")
+TRAINING_SPLITS = ("", "pretrain")
 """Values of a scan's `split` that allow training on it; every other (probe, validation, test, ...) forbids it."""
 
 

@@ -74,8 +74,8 @@ def write_real_hospitals(data: Path, folder: Path, *, train_share: float) -> Rea
     training = [brain for brain in brains if _trains(brain.subject, train_share)]
     tables = {
         "abdomen": _abdomen_rows(data),
-        "brain_a": [_brain_row(brain, "train") for brain in training if _share("site", brain.subject) < 0.5],
-        "brain_b": [_brain_row(brain, "train") for brain in training if _share("site", brain.subject) >= 0.5],
+        "brain_a": [_brain_row(brain, "pretrain") for brain in training if _share("site", brain.subject) < 0.5],
+        "brain_b": [_brain_row(brain, "pretrain") for brain in training if _share("site", brain.subject) >= 0.5],
         "heart": _heart_rows(data),
         "kidney": _kidney_rows(data),
     }
@@ -170,7 +170,7 @@ def _heart_rows(data: Path) -> list[ScanRow]:
             organ="heart",
             path=folder / f"{subject}_{phase}.nii.gz",
             label_map=(folder / f"{subject}_{phase}_gt.nii.gz",),
-            split="train",
+            split="pretrain",
         )
         for subject in ("SCD0000101", "SCD0000201", "SCD0000301")
         for phase in ("ED", "ES")
@@ -178,7 +178,7 @@ def _heart_rows(data: Path) -> list[ScanRow]:
     report = data / "abdomen_totalsegmentator" / "aorta_report"
     mask = report / "heart_on_ct_cropped_grid.nii.gz"
     ct = ScanRow(
-        subject="aorta_report", organ="heart", path=report / "ct_cropped.nii.gz", label_map=(mask,), split="train"
+        subject="aorta_report", organ="heart", path=report / "ct_cropped.nii.gz", label_map=(mask,), split="pretrain"
     )
     return [ct, *cine]
 
@@ -192,7 +192,7 @@ def _abdomen_rows(data: Path) -> list[ScanRow]:
     mr, mr_map = folder / "example_mr_sm.nii.gz", folder / "example_seg_mr.nii.gz"
     rows = [
         *_labelled_rows("example_ct", ct, ct_map, TOTALSEGMENTATOR_CT),
-        ScanRow(subject="example_ct", organ="adipose", path=ct, box=_ABDOMEN_CT_BOX, window=FAT_HU, split="train"),
+        ScanRow(subject="example_ct", organ="adipose", path=ct, box=_ABDOMEN_CT_BOX, window=FAT_HU, split="pretrain"),
         *_labelled_rows("example_mr", mr, mr_map, TOTALSEGMENTATOR_MR),
         *_boxed_rows(data / "body_tcia"),
     ]
@@ -201,7 +201,7 @@ def _abdomen_rows(data: Path) -> list[ScanRow]:
 
 def _labelled_rows(subject: str, path: Path, label_map: Path, ids: Mapping[str, tuple[int, ...]]) -> list[ScanRow]:
     return [
-        ScanRow(subject=subject, organ=organ, path=path, label_map=(label_map,), label_ids=ids[organ], split="train")
+        ScanRow(subject=subject, organ=organ, path=path, label_map=(label_map,), label_ids=ids[organ], split="pretrain")
         for organ in _ABDOMINAL
     ]
 
@@ -220,11 +220,11 @@ def _boxed_scan(path: Path, drawn: Mapping[str, Sequence[int]]) -> list[ScanRow]
     subject = path.name.removesuffix("_CT.nii.gz")
     found = {organ: [box for name, box in drawn.items() if name.split("_")[0] == organ] for organ in _ABDOMINAL}
     organs = [
-        ScanRow(subject=subject, organ=organ, path=path, box=_union(boxes), split="train")
+        ScanRow(subject=subject, organ=organ, path=path, box=_union(boxes), split="pretrain")
         for organ, boxes in found.items()
         if boxes
     ]
-    return [*organs, ScanRow(subject=subject, organ="adipose", path=path, window=FAT_HU, split="train")]
+    return [*organs, ScanRow(subject=subject, organ="adipose", path=path, window=FAT_HU, split="pretrain")]
 
 
 def _union(boxes: Sequence[Sequence[int]]) -> VoxelBox:
@@ -260,5 +260,5 @@ def _kidney_row(folder: Path, series: str, name: str, drawn_on: str) -> ScanRow:
         organ="kidney",
         path=folder / f"{series}_{name}.nii.gz",
         label_map=tuple(folder / f"{drawn_on}_{name}_roi-{side}.nii.gz" for side in ("L", "R")),
-        split="train",
+        split="pretrain",
     )

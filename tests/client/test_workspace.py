@@ -43,7 +43,7 @@ def test_offers_the_organs_of_policy_and_store_with_their_subjects(study: SmallS
     assert list(open_workspace({"site-folder": str(folder)}).subjects()) == ["liver"]
 
 
-@pytest.mark.parametrize("split", ["probe", "validation", "test", "Test", "pretrain ", "held out"])
+@pytest.mark.parametrize("split", ["probe", "validation", "test", "Test", "train", "pretrain ", "held out"])
 def test_rows_marked_for_another_use_never_train_and_never_count(study: SmallStudy, split: str) -> None:
     folder = study.hospitals["abdominal"]
     rows = _mark(folder, {0: split, 1: "pretrain", 2: ""})

@@ -30,7 +30,9 @@ class DataError(PanfmError):
 class ScanError(DataError):
     """One scan cannot be used; `code` is a stable word for the kind of fault."""
 
-    def __init__(self, message: str, code: str) -> None:
+    exit_code = 8
+
+    def __init__(self, message: str, code: str = "unusable") -> None:
         super().__init__(message)
         self.code = code
 

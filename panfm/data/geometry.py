@@ -77,13 +77,34 @@ def box_region(box: VoxelBox, shape: Sequence[int]) -> Region:
     return region
 
 
+def same_grid(shape: Sequence[int], affine: Affine, other_shape: Sequence[int], other_affine: Affine) -> bool:
+    """Whether two volumes have the same voxels at the same places, up to the rounding of their headers."""
+    same = np.allclose(affine, other_affine, rtol=0, atol=_SAME_GRID_TOLERANCE_MM)
+    return same and tuple(shape) == tuple(other_shape)
+
+
+def share_inside(region_XYZ: Region, affine: Affine, grid_shape: Sequence[int], grid_affine: Affine) -> float:
+    """Share of a region's voxels whose centres lie within another grid (0 to 1); the region must not be empty.
+
+    Layer by layer, so that a whole body takes no list of all its voxels.
+    """
+    matrix = np.linalg.inv(grid_affine) @ affine
+    last = np.asarray(grid_shape) - 0.5
+    inside = 0
+    for z in np.flatnonzero(region_XYZ.any(axis=(0, 1))):
+        drawn = np.argwhere(region_XYZ[:, :, z])
+        places = to_world(np.column_stack([drawn, np.full(len(drawn), z)]).astype(np.float64), matrix)
+        inside += int(((places >= -0.5) & (places < last)).all(axis=1).sum())
+    return inside / int(region_XYZ.sum())
+
+
 def region_on_grid(region_XYZ: Region, affine: Affine, grid_shape: Sequence[int], grid_affine: Affine) -> Region:
     """A region drawn on one grid, carried to another through the world by nearest neighbour.
 
     Raises: DataError when no voxel of the region falls into the other grid.
     """
     shape = tuple(grid_shape)
-    if region_XYZ.shape == shape and np.allclose(affine, grid_affine, rtol=0, atol=_SAME_GRID_TOLERANCE_MM):
+    if same_grid(region_XYZ.shape, affine, shape, grid_affine):
         return region_XYZ
     matrix = np.linalg.inv(affine) @ grid_affine
     carried = ndimage.affine_transform(

@@ -1,7 +1,8 @@
 """Reading a scan from a NIfTI file, and refusing what cannot be one, in one line that names the file.
 
-nibabel parses the header; everything that it lets pass is checked here and in `quality.py`. A file is
-decompressed to its end, so that a gzip checksum is always compared, and never beyond the bytes its header claims.
+nibabel parses the header; everything that it lets pass is checked here and in `quality.py`. A file is decompressed to
+its end, so that a gzip checksum is always compared, and as a stream, so that memory is taken for one volume only, and
+for none before the header's claim has been compared with what the file can hold.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -9,194 +10,291 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, Protocol, cast
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from panfm.data.geometry import Affine
 from panfm.data.quality import (
-    Finding,
+    Findings,
     affine_findings,
+    bits_findings,
     content_findings,
     dtype_findings,
+    form_code_findings,
+    kept,
+    label_findings,
+    orientation_findings,
+    plausibility_findings,
     scaling_findings,
     shape_findings,
+    shear_findings,
     size_findings,
+    spacing_agreement_findings,
     spacing_findings,
+    thin_findings,
+    trailing_findings,
+    unit_factor,
+    unit_findings,
 )
+from panfm.data.scan import Scan
 from panfm.errors import DataError, ScanError
 
 _HEADER_BYTES = {348: "nifti1", 540: "nifti2"}
+_BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _GZIP_MAX_RATIO = 1032
 """No deflate stream expands further (zlib's technical notes, "maximum compression factor")."""
+_GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
+_FLAG_BYTES, _EXTENSION_BYTES = 4, 16
+"""Behind the header stand four bytes that say whether an extension follows, which takes 16 bytes or more (nifti1.h)."""
+_SPACE_UNIT = 7
+"""The bits of `xyzt_units` that are the unit of length."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """One volume as stored on disk, in the file's own axis order."""
+class _Layout:
+    """Which bytes of the uncompressed file are the volume."""
 
-    voxels: NDArray[np.float32]
-    """Scaled intensities, shape XYZ."""
-    affine: NDArray[np.float64]
-    """4 x 4, voxel indices to RAS+ millimetres."""
-    spacing_mm: tuple[float, float, float]
-    """Distance between voxel centres along each axis of the file (millimetres)."""
-    digest: str
-    """SHA-256 of the file's bytes, hexadecimal."""
+    shape: tuple[int, int, int]
+    dtype: np.dtype[np.generic]
+    first_byte: int
+    """Where the volume starts: behind the header and the volumes before it."""
+    end_byte: int
+    """Where the last volume ends, by the header's claim."""
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_scan(path: Path) -> Scan:
-    """Read and check one scan.
+class _Bytes(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
-    Raises: DataError naming the file when it is unreadable, cut short, not one volume of numbers, without a usable
-        affine or spacing, constant, or not finite.
+
+class _Digesting:
+    """A file that takes the SHA-256 of what passes through it, compressed as it is on disk."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._stream.read(size)
+        self.sha256.update(content)
+        return content
+
+
+def read_scan(path: Path, volume: int | None = None) -> Scan:
+    """Read and check one scan; see `panfm.data.reading.read_scan`.
+
+    Raises: ScanError with the code of the finding that refuses it; DataError when the file cannot be opened.
     """
-    return _read(path, content_findings)
+    with np.errstate(all="ignore"):  # damaged floats are findings, not warnings
+        return _read(path, volume, thin_findings, content_findings)
 
 
 def read_label_map(path: Path) -> Scan:
-    """Read and check one label map: as `read_scan`, but a map may hold one label only."""
-    return _read(path, lambda voxels: tuple(f for f in content_findings(voxels) if f.code != "constant"))
+    """Read and check one label map: whole numbers, which may be thin, small, or all the same."""
+    with np.errstate(all="ignore"):
+        return _read(path, None, lambda shape: (), label_findings)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises: DataError when it cannot be read.
-    """
-    return hashlib.sha256(_file_bytes(path)).hexdigest()
-
-
-def _read(path: Path, check_content: Callable[[NDArray[np.float32]], tuple[Finding, ...]]) -> Scan:
-    stored = _file_bytes(path)
-    header = _header(path, _first_bytes(path, stored))
-    claimed = _claimed_bytes(path, header)
-    _refuse(path, size_findings(claimed, len(stored) * (_GZIP_MAX_RATIO if _is_gzip(path) else 1)))
-    affine, spacing = _geometry(path, header)
-    voxels = _voxels(path, header, _all_bytes(path, stored, claimed))
-    _refuse(path, check_content(voxels))
-    return Scan(voxels=voxels, affine=affine, spacing_mm=spacing, digest=hashlib.sha256(stored).hexdigest())
-
-
-def _refuse(path: Path, findings: Iterable[Finding]) -> None:
-    for finding in findings:
-        raise ScanError(f"{path.name}: {finding.message} [{finding.code}]", finding.code)
-
-
-def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
+def _read(
+    path: Path,
+    volume: int | None,
+    check_shape: Callable[[tuple[int, int, int]], Findings],
+    check_content: Callable[[NDArray[np.float32]], Findings],
+) -> Scan:
+    with _opened(path) as (stored, stream, most_bytes):
+        header, extended, position = _header(path, stream)
+        layout, repairs = _layout(path, header, extended, volume)
+        kept(path.name, (*check_shape(layout.shape), *size_findings(layout.end_byte, most_bytes)))
+        affine, spacing, repairs_of_place = _geometry(path, header, layout.shape)
+        content, length = _content(stream, position, layout)
+        while stored.read(_CHUNK):  # what may be left behind a gzip stream belongs to the digest, too
+            pass
+    kept(path.name, size_findings(layout.end_byte, length))
+    repairs += repairs_of_place
+    repairs += kept(path.name, trailing_findings(layout.shape, layout.dtype.itemsize, length - layout.end_byte))
+    repairs += kept(path.name, scaling_findings(*_scaling(header)))
+    voxels = _scaled(np.frombuffer(content, layout.dtype).reshape(layout.shape, order="F"), *_scaling(header))
+    repairs += kept(path.name, check_content(voxels))
+    return Scan(voxels, affine, spacing, stored.sha256.hexdigest(), repairs)
 
 
-def _file_bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[_Digesting, _Bytes, int]]:
+    """The file as stored, as uncompressed, and the most bytes that it can hold uncompressed."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            stored, size = _Digesting(file), path.stat().st_size
+            if not path.name.lower().endswith(".gz"):
+                yield stored, stored, size
+                return
+            with gzip.GzipFile(fileobj=cast(BinaryIO, stored), mode="rb") as stream:
+                yield stored, stream, size * _GZIP_MAX_RATIO
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ScanError(f"{path.name}: the gzip stream is damaged ({error}); copy it again [gzip]", "gzip") from error
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror}); correct the path or its rights") from error
 
 
-def _decompress(path: Path, stored: bytes, take: Callable[[gzip.GzipFile], bytes]) -> bytes:
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(stored)) as stream:
-            return take(stream)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ScanError(f"{path.name}: the gzip stream is damaged ({error}); copy it again [gzip]", "gzip") from error
+def _take(stream: _Bytes, size: int) -> bytes:
+    """So many bytes, or what is left: a gzip stream may give fewer than asked for."""
+    parts = []
+    while size > 0 and (part := stream.read(min(size, _CHUNK))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
-def _first_bytes(path: Path, stored: bytes) -> bytes:
-    size = max(_HEADER_BYTES)
-    return _decompress(path, stored, lambda stream: stream.read(size)) if _is_gzip(path) else stored[:size]
+def _content(stream: _Bytes, position: int, layout: _Layout) -> tuple[bytearray, int]:
+    """The volume's bytes, and the length of the uncompressed file, read to its end so that the checksum is compared.
+
+    Grown and not claimed beforehand: a header that promises more than is there costs no memory.
+    """
+    content, end = bytearray(), layout.first_byte + layout.size_bytes
+    while part := stream.read(_CHUNK):
+        low, high = max(position, layout.first_byte), min(position + len(part), end)
+        if low < high:
+            content += part[low - position : high - position]
+        position += len(part)
+    return content, position
 
 
-def _all_bytes(path: Path, stored: bytes, claimed: int) -> bytes:
-    """The decompressed file, at most the claimed bytes of it, read to the end so that the checksum is compared."""
-
-    def take(stream: gzip.GzipFile) -> bytes:
-        content = stream.read(claimed)
-        while stream.read(_CHUNK):
-            pass
-        return content
-
-    if not _is_gzip(path):
-        return stored
-    content = _decompress(path, stored, take)
-    _refuse(path, size_findings(claimed, len(content)))
-    return content
+# ---- header ---------------------------------------------------------------------------------------------------------
 
 
-def _header(path: Path, first: bytes) -> Any:
-    """nibabel's header object of a single-file NIfTI, taken as it stands, without nibabel's silent repairs."""
+def _header(path: Path, stream: _Bytes) -> tuple[Any, bool, int]:
+    """nibabel's header object of a single-file NIfTI, taken as it stands, without nibabel's silent repairs.
+
+    Returns: the header, whether it announces an extension, and how many bytes were read.
+    """
+    first = _take(stream, 4)
     for size, kind in _HEADER_BYTES.items():
-        sizes = {int.from_bytes(first[:4], "little"), int.from_bytes(first[:4], "big")}
-        if len(first) >= size and size in sizes:
-            return _parsed_header(path, first[:size], kind)
+        for endianness in _BYTE_ORDERS:
+            if int.from_bytes(first, endianness) == size:
+                first += _take(stream, size)
+                if len(first) >= size:
+                    return (
+                        _parsed_header(path, first[:size], kind, endianness),
+                        first[size : size + 1] > b"\0",
+                        len(first),
+                    )
     message = "not a NIfTI file: its first number should be 348 or 540; convert the scan to .nii or .nii.gz"
+    if first[:2] == _GZIP_MAGIC:
+        message = "compressed, but not named .nii.gz; name it so, or convert it"
     raise ScanError(f"{path.name}: {message} [not_nifti]", "not_nifti")
 
 
-def _parsed_header(path: Path, block: bytes, kind: str) -> Any:
+def _parsed_header(path: Path, block: bytes, kind: str, endianness: str) -> Any:
     header_class: Any = nib.Nifti1Header if kind == "nifti1" else nib.Nifti2Header
-    try:
-        header = header_class(block, check=False)
-        magic, axes = bytes(header["magic"].item()), int(header["dim"][0])
-    except (HeaderDataError, ValueError) as error:
-        raise ScanError(f"{path.name}: the header is damaged ({error}); export it again [header]", "header") from error
-    if magic[:2] != b"n+":
-        raise ScanError(
-            f"{path.name}: header and voxels should be in one file; convert it to .nii [not_nifti]", "not_nifti"
-        )
+    header = header_class(block, endianness=endianness, check=False)
+    axes = int(header["dim"][0])
+    if bytes(header["magic"].item())[:2] != b"n+":
+        message = "header and voxels should be in one file; convert it to .nii"
+        raise ScanError(f"{path.name}: {message} [not_nifti]", "not_nifti")
     if not 1 <= axes <= 7:
-        raise ScanError(
-            f"{path.name}: the header names {axes} axes, at most 7 can be; export it again [header]", "header"
-        )
+        message = f"the header names {axes} axes, at most 7 can be; export it again"
+        raise ScanError(f"{path.name}: {message} [header]", "header")
     return header
 
 
-def _claimed_bytes(path: Path, header: Any) -> int:
-    """Bytes of the uncompressed file by its own header, in whole numbers that cannot overflow."""
+def _layout(path: Path, header: Any, extended: bool, volume: int | None) -> tuple[_Layout, Findings]:
+    """Where the volume lies, in whole numbers that cannot overflow."""
+    dims = [int(side) for side in header["dim"][1 : 1 + int(header["dim"][0])]]
+    repairs = kept(path.name, shape_findings(dims, volume))
+    dtype = _dtype(path, header)
+    offset, first_possible = float(header["vox_offset"]), _first_possible(header, extended)
+    if not (math.isfinite(offset) and offset == int(offset) and offset >= first_possible):
+        message = f"voxels should start at byte {first_possible} or later, got {offset:g}; export the scan again"
+        raise ScanError(f"{path.name}: {message} [header]", "header")
+    shape = (dims[0], dims[1], dims[2])
+    first_byte = int(offset) + (volume or 0) * math.prod(shape) * dtype.itemsize
+    return _Layout(shape, dtype, first_byte, int(offset) + math.prod(dims) * dtype.itemsize), repairs
+
+
+def _dtype(path: Path, header: Any) -> np.dtype[np.generic]:
     try:
-        shape = [int(side) for side in header["dim"][1 : 1 + int(header["dim"][0])]]
-        dtype = header.get_data_dtype()
-        offset = float(header["vox_offset"])
-    except (HeaderDataError, KeyError, ValueError) as error:
+        dtype: np.dtype[np.generic] = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
         raise ScanError(f"{path.name}: voxels of a type nobody can read ({error}) [dtype]", "dtype") from error
-    _refuse(path, (*shape_findings(shape), *dtype_findings(dtype)))
-    if not (math.isfinite(offset) and offset >= header.structarr.dtype.itemsize):
-        raise ScanError(
-            f"{path.name}: voxels cannot start at byte {offset:g}; export the scan again [header]", "header"
-        )
-    return int(offset) + math.prod(shape) * int(dtype.itemsize)
+    kept(path.name, (*dtype_findings(dtype), *bits_findings(dtype, int(header["bitpix"]))))
+    return dtype
 
 
-def _geometry(path: Path, header: Any) -> tuple[NDArray[np.float64], tuple[float, float, float]]:
-    try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError) as error:
-        raise DataError(
-            f"{path.name}: the orientation is damaged ({error}); restore sform or qform [header]"
-        ) from error
+def _first_possible(header: Any, extended: bool) -> int:
+    """The first byte that can hold a voxel: behind the header, the four bytes of its flag, and the least extension."""
+    return int(header.structarr.dtype.itemsize) + _FLAG_BYTES + (_EXTENSION_BYTES if extended else 0)
+
+
+def _scaling(header: Any) -> tuple[float, float]:
+    return float(header["scl_slope"]), float(header["scl_inter"])
+
+
+def _scaled(raw: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+    """Intensities, layer by layer to spare memory; a float that does not fit becomes infinite, and is refused."""
+    if slope == 0 or math.isnan(slope):
+        return raw.astype(np.float32, copy=False)
+    voxels = np.empty(raw.shape, np.float32, order="F")
+    for z in range(raw.shape[2]):
+        voxels[:, :, z] = raw[:, :, z] * slope + intercept
+    return voxels
+
+
+# ---- place in the world ---------------------------------------------------------------------------------------------
+
+
+def _geometry(
+    path: Path, header: Any, shape: tuple[int, int, int]
+) -> tuple[Affine, tuple[float, float, float], Findings]:
+    """Affine and spacing in millimetres, and what had to be settled on the way."""
+    stated, unit = [float(step) for step in header["pixdim"][1:4]], int(header["xyzt_units"]) & _SPACE_UNIT
+    sform, qform = _sform(header), _qform(header)
+    repairs = kept(
+        path.name,
+        (
+            *spacing_findings(stated),
+            *form_code_findings(int(header["sform_code"]), int(header["qform_code"])),
+            *orientation_findings(sform, qform, shape),
+        ),
+    )
+    form = qform if sform is None else sform
+    assert form is not None, "orientation_findings refuses a scan without either"
+    kept(path.name, affine_findings(form))
+    affine: Affine = np.diag([*[unit_factor(unit)] * 3, 1.0]) @ form
     x, y, z = (float(step) for step in np.linalg.norm(affine[:3, :3], axis=0))
-    stated = [float(step) for step in header["pixdim"][1:4]]
-    _refuse(path, (*affine_findings(affine), *spacing_findings((x, y, z)), *spacing_findings(stated)))
-    return affine, (x, y, z)
+    findings = (
+        *unit_findings(unit),
+        *plausibility_findings(shape, (x, y, z)),
+        *spacing_agreement_findings((x, y, z), [step * unit_factor(unit) for step in stated]),
+        *shear_findings(affine),
+    )
+    return affine, (x, y, z), repairs + kept(path.name, findings)
 
 
-def _voxels(path: Path, header: Any, content: bytes) -> NDArray[np.float32]:
-    """Scaled voxels without trailing singleton axes; a float that does not fit becomes infinite, and is refused."""
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    _refuse(path, scaling_findings(slope, intercept))
-    shape = tuple(int(side) for side in header["dim"][1:4])
-    dtype, offset = header.get_data_dtype(), int(header["vox_offset"])
-    raw = np.frombuffer(content, dtype, count=math.prod(shape), offset=offset).reshape(shape, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):
-        # NIfTI: a slope of 0 (or, by custom, NaN) means that intensities are stored as they are.
-        scaled = raw if slope == 0 or math.isnan(slope) else raw * slope + intercept
-        return scaled.astype(np.float32)
+def _sform(header: Any) -> Affine | None:
+    return None if int(header["sform_code"]) == 0 else np.asarray(header.get_sform(), dtype=np.float64)
+
+
+def _qform(header: Any) -> Affine | None:
+    """The qform, None where its code is 0, NaN where its quaternion is none."""
+    if int(header["qform_code"]) == 0:
+        return None
+    readable = header.copy()
+    if float(readable["pixdim"][0]) == 0:  # nifti1.h: a qfac of 0 means 1
+        readable["pixdim"][0] = 1
+    try:
+        return np.asarray(readable.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return np.full((4, 4), np.nan)

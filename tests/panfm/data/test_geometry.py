@@ -16,8 +16,8 @@ from scipy import ndimage
 from panfm.config import OrganGrid, PrepareConfig
 from panfm.data import geometry
 from panfm.data.manifest import ScanRow
-from panfm.data.nifti import read_label_map
 from panfm.data.prepare import prepare_scan
+from panfm.data.reading import read_label_map
 from panfm.errors import DataError
 
 Array = NDArray[np.float64]

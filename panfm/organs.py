@@ -16,6 +16,10 @@ from panfm.groups import SHARED_GROUPS
 SEVEN_ORGANS: tuple[str, ...] = ("brain", "heart", "adipose", "liver", "kidney", "spleen", "pancreas")
 """The organs of Pan-FM (arXiv:2605.07055), in the project's order."""
 
+WITHOUT_SIDE: tuple[str, ...] = ("brain", "adipose")
+"""Organs whose mirror image could be somebody's. Heart, liver, spleen and pancreas lie on one side, and of the kidneys the
+right one is the lower; of an organ that is not named here nobody knows."""
+
 TOTALSEGMENTATOR_CT: dict[str, tuple[int, ...]] = {
     "spleen": (1,),
     "kidney": (2, 3),
@@ -24,7 +28,8 @@ TOTALSEGMENTATOR_CT: dict[str, tuple[int, ...]] = {
     "heart": (51,),
     "brain": (90,),
 }
-"""Label ids of each organ in a TotalSegmentator `total` (CT) label map; kidney is right and left."""
+"""Label ids of each organ in a TotalSegmentator v2 `total` (CT) label map; kidney is right and left. Version 1 numbered
+otherwise: there 10 is the pancreas, 50 the brain, and the heart is drawn by its chambers."""
 
 TOTALSEGMENTATOR_MR: dict[str, tuple[int, ...]] = {
     "spleen": (1,),
@@ -35,6 +40,28 @@ TOTALSEGMENTATOR_MR: dict[str, tuple[int, ...]] = {
     "brain": (50,),
 }
 """Label ids of each organ in a TotalSegmentator `total_mr` label map."""
+
+TOTALSEGMENTATOR_TISSUE: dict[str, tuple[int, ...]] = {"adipose": (1, 2)}
+"""Label ids in a TotalSegmentator `tissue_types` or `tissue_types_mr` label map: subcutaneous and torso fat; 3 is muscle."""
+
+TOTALSEGMENTATOR_MASKS: dict[str, tuple[str, ...]] = {
+    "spleen": ("spleen",),
+    "kidney": ("kidney_right", "kidney_left"),
+    "liver": ("liver",),
+    "pancreas": ("pancreas",),
+    "heart": (
+        "heart",
+        # v1 drew the chambers and not the whole
+        "heart_myocardium",
+        "heart_atrium_left",
+        "heart_ventricle_left",
+        "heart_atrium_right",
+        "heart_ventricle_right",
+    ),
+    "brain": ("brain",),
+    "adipose": ("subcutaneous_fat", "torso_fat"),
+}
+"""Names of the files of one mask each that TotalSegmentator writes (`segmentations/liver.nii.gz`), CT and MR alike."""
 
 _ORGAN_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 

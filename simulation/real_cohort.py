@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from panfm.data.manifest import LabelTable, ScanRow, VoxelBox, write_labels, write_scan_table
-from panfm.data.nifti import read_scan
+from panfm.data.reading import read_scan
 from panfm.errors import DataError
 from panfm.organs import SEVEN_ORGANS, TOTALSEGMENTATOR_CT, TOTALSEGMENTATOR_MR
 

@@ -1,9 +1,9 @@
 """What a site offers: one table of scans, one of labels, both plain CSV that a person can open and correct.
 
-`scans.csv` has the columns `subject,visit,organ,path,label_map,label_ids,box,window,split`; all but subject, organ and
-path may be empty. Subjects and visits are pseudonyms that the site chose; they become file names of the prepared store,
-so they are limited to letters, digits, dot, underscore and hyphen. `labels.csv` has subject, visit and one column per
-label; an empty cell is an unknown value.
+`scans.csv` has the columns `subject,visit,organ,path,volume,label_map,label_ids,box,window,split`; all but subject, organ
+and path may be empty. Subjects and visits are pseudonyms that the site chose; they become file names of the prepared
+store, so they are limited to letters, digits, dot, underscore and hyphen. `labels.csv` has subject, visit and one column
+per label; an empty cell is an unknown value.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from panfm.data.dicom_files import holds_series
 from panfm.errors import DataError
 
-COLUMNS = ("subject", "visit", "organ", "path", "label_map", "label_ids", "box", "window", "split")
+COLUMNS = ("subject", "visit", "organ", "path", "volume", "label_map", "label_ids", "box", "window", "split")
 """Columns of `scans.csv`, in the order in which they are written."""
 
 REQUIRED_COLUMNS = ("subject", "organ", "path")
@@ -40,7 +42,10 @@ class ScanRow:
     subject: str
     organ: str
     path: Path
+    """A NIfTI file, or the folder of a DICOM series."""
     visit: str = ""
+    volume: int | None = None
+    """Which volume of a 4D file, counted from 0; None: the file holds one."""
     label_map: tuple[Path, ...] = ()
     """Label maps whose union says where the organ is, for example left and right kidney."""
     label_ids: tuple[int, ...] = ()
@@ -81,8 +86,12 @@ def read_scan_table(path: Path, organs: Sequence[str]) -> tuple[ScanRow, ...]:
 
 
 def write_scan_table(path: Path, rows: Iterable[ScanRow]) -> None:
-    """Write `scans.csv`; files below the table's folder are named relative to it, others by their absolute path."""
-    _write_cells(path, COLUMNS, [_scan_cells(row, path.parent.resolve()) for row in rows])
+    """Write `scans.csv`; files below the table's folder are named relative to it, others by their absolute path.
+
+    Links are kept as they are: datasets under version control link to stores whose paths change.
+    """
+    folder = Path(os.path.abspath(path.parent))  # noqa: PTH100 (pathlib's absolute() keeps "..")
+    _write_cells(path, COLUMNS, [_scan_cells(row, folder) for row in rows])
 
 
 def read_labels(path: Path) -> LabelTable:
@@ -134,10 +143,12 @@ def _read_cells(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str
 
 def _write_cells(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+    temporary.replace(path)
 
 
 def _scan_row(cells: dict[str, str], folder: Path, where: str, organs: Sequence[str]) -> ScanRow:
@@ -153,11 +164,12 @@ def _scan_row(cells: dict[str, str], folder: Path, where: str, organs: Sequence[
         subject=_pseudonym(cells["subject"], where),
         visit=_pseudonym(visit, where) if visit else "",
         organ=cells["organ"],
-        path=_existing(cells["path"], folder, where),
-        label_map=tuple(_existing(part, folder, where) for part in _parts(cells.get("label_map", ""))),
-        label_ids=_label_ids(cells.get("label_ids", ""), where),
-        box=_box(cells.get("box", ""), where),
-        window=_window(cells.get("window", ""), where),
+        path=existing_scan(cells["path"], folder, where),
+        volume=parse_volume(cells.get("volume", ""), where),
+        label_map=parse_label_map(cells.get("label_map", ""), folder, where),
+        label_ids=parse_label_ids(cells.get("label_ids", ""), where),
+        box=parse_box(cells.get("box", ""), where),
+        window=parse_window(cells.get("window", ""), where),
         split=cells.get("split", ""),
     )
 
@@ -168,6 +180,7 @@ def _scan_cells(row: ScanRow, folder: Path) -> list[str]:
         row.visit,
         row.organ,
         _as_written(row.path, folder),
+        "" if row.volume is None else str(row.volume),
         ";".join(_as_written(path, folder) for path in row.label_map),
         " ".join(str(label) for label in row.label_ids),
         " ".join(f"{low}:{high}" for low, high in row.box) if row.box else "",
@@ -177,7 +190,7 @@ def _scan_cells(row: ScanRow, folder: Path) -> list[str]:
 
 
 def _as_written(path: Path, folder: Path) -> str:
-    absolute = path.resolve()
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else absolute.as_posix()
 
 
@@ -189,18 +202,32 @@ def _pseudonym(text: str, where: str) -> str:
     return text
 
 
-def _existing(text: str, folder: Path, where: str) -> Path:
+def existing_scan(text: str, folder: Path, where: str) -> Path:
+    """The path in a cell, from the table's folder. Raises: DataError when no file and no DICOM series lies there."""
     path = (folder / text).absolute()
-    if not path.is_file():
-        raise DataError(f"{where}: no file {path}; correct the path or remove the row")
+    if not path.is_file() and not holds_series(path):
+        raise DataError(f"{where}: no file and no DICOM series {path}; correct the path or remove the row")
     return path
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(";") if part.strip()]
+def parse_label_map(text: str, folder: Path, where: str) -> tuple[Path, ...]:
+    """Label maps in a cell, separated by `;`. Raises: DataError when one is missing."""
+    paths = tuple((folder / part.strip()).absolute() for part in text.split(";") if part.strip())
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{where}: no file {path}; correct the path or remove the row")
+    return paths
 
 
-def _label_ids(text: str, where: str) -> tuple[int, ...]:
+def parse_volume(text: str, where: str) -> int | None:
+    """Which volume of a 4D file. Raises: DataError when the cell is neither empty nor a whole number from 0."""
+    if text and not re.fullmatch(r"\d{1,6}", text):
+        raise DataError(f"{where}: volume should be a whole number counted from 0, got {text!r}; correct it")
+    return int(text) if text else None
+
+
+def parse_label_ids(text: str, where: str) -> tuple[int, ...]:
+    """Labels in a cell. Raises: DataError when they are not whole numbers."""
     try:
         return tuple(int(part) for part in text.split())
     except ValueError as error:
@@ -209,7 +236,8 @@ def _label_ids(text: str, where: str) -> tuple[int, ...]:
         ) from error
 
 
-def _box(text: str, where: str) -> VoxelBox | None:
+def parse_box(text: str, where: str) -> VoxelBox | None:
+    """A box in a cell, None for an empty one. Raises: DataError when it is not three rising ranges."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+):(\d+)\s+(\d+):(\d+)\s+(\d+):(\d+)", text)
@@ -219,7 +247,8 @@ def _box(text: str, where: str) -> VoxelBox | None:
     return ((x0, x1), (y0, y1), (z0, z1))
 
 
-def _window(text: str, where: str) -> tuple[float, float] | None:
+def parse_window(text: str, where: str) -> tuple[float, float] | None:
+    """A window in a cell, None for an empty one. Raises: DataError when it is not two rising numbers."""
     if not text:
         return None
     values = [_number(part, f"{where}: window") for part in text.split()]

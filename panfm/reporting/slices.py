@@ -76,7 +76,7 @@ class View:
     description: str
 
 
-_PLANES = (("axial", 2, (0, 1), "R", "A"), ("coronal", 1, (0, 2), "R", "S"), ("sagittal", 0, (1, 2), "A", "S"))
+PLANES = (("axial", 2, (0, 1), "R", "A"), ("coronal", 1, (0, 2), "R", "S"), ("sagittal", 0, (1, 2), "A", "S"))
 """Name, axis across the plane, axes along the page (across, down), and the patient's side at the left and the top.
 
 All four page axes run against RAS+: right, front and head come first.
@@ -85,7 +85,7 @@ All four page axes run against RAS+: right, front and head come first.
 
 def views(picture: OrganPicture) -> list[View]:
     """The axial, the coronal and the sagittal slice through the middle of the volume."""
-    low, high = _window(np.asarray(picture.volume, dtype=np.float32))
+    low, high = grey_window(np.asarray(picture.volume, dtype=np.float32))
     return [
         View(
             plane=name,
@@ -93,22 +93,22 @@ def views(picture: OrganPicture) -> list[View]:
             top=top,
             width_mm=_millimetres(picture, axes[0]),
             height_mm=_millimetres(picture, axes[1]),
-            png=_png(_page_slice(np.asarray(picture.volume, dtype=np.float32), across), low, high),
+            png=_png(page_slice(np.asarray(picture.volume, dtype=np.float32), across), low, high),
             grid=_grid_path(picture, axes),
             masked=_masked_path(picture, across, axes),
             description=f"{name} slice through the middle of the {picture.organ} of {picture.subject}",
         )
-        for name, across, axes, left, top in _PLANES
+        for name, across, axes, left, top in PLANES
     ]
 
 
-def _page_slice(volume: NDArray[np.float32], across: int) -> NDArray[np.float32]:
+def page_slice(volume: NDArray[np.float32], across: int) -> NDArray[np.float32]:
     """The middle slice as rows and columns of the page: head or front at the top, right or front at the left."""
     middle: NDArray[np.float32] = np.take(volume, volume.shape[across] // 2, axis=across)
     return middle[::-1, ::-1].T
 
 
-def _window(volume: NDArray[np.float32]) -> tuple[float, float]:
+def grey_window(volume: NDArray[np.float32]) -> tuple[float, float]:
     """Grey limits: all but the extreme percent of finite voxels; a flat or empty volume is shown black."""
     known = volume[np.isfinite(volume)]
     if known.size == 0:

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from panfm.config import Missingness, OrganGrid
+from panfm.data.manifest import COLUMNS
 from panfm.data.synthetic.anatomy import EXTENT_MM, PAINTERS
 from panfm.data.synthetic.diseases import LABELS, draw_labels
 from panfm.data.synthetic.factors import Factors, draw_factors
@@ -28,7 +29,6 @@ from panfm.errors import ConfigError
 from panfm.organs import SEVEN_ORGANS, in_order
 from panfm.randomness import stream
 
-SCAN_COLUMNS = ("subject", "visit", "organ", "path", "label_map", "label_ids", "box", "window", "split")
 LABEL_COLUMNS = ("subject", "visit", "age", "sex", *LABELS)
 
 TURN_SD_DEG = 3.0
@@ -133,7 +133,7 @@ def write_synthetic_site(
     grids = recommended_grids(voxels)
     (folder / "scans").mkdir(parents=True, exist_ok=True)
     with (folder / "scans.csv").open("w", newline="") as scans, (folder / "labels.csv").open("w", newline="") as labels:
-        scan_table = csv.DictWriter(scans, SCAN_COLUMNS, restval="", lineterminator="\n")
+        scan_table = csv.DictWriter(scans, COLUMNS, restval="", lineterminator="\n")
         label_table = csv.DictWriter(labels, LABEL_COLUMNS, lineterminator="\n")
         scan_table.writeheader()
         label_table.writeheader()

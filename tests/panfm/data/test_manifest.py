@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def test_round_trip(tmp_path: Path) -> None:
             visit="v2",
             organ="kidney",
             path=site / "scan.nii",
+            volume=3,
             label_map=(elsewhere / "left.nii", elsewhere / "right.nii"),
             label_ids=(2, 3),
             box=((0, 4), (1, 5), (2, 6)),
@@ -59,7 +61,7 @@ def test_optional_columns_may_be_absent(tmp_path: Path) -> None:
         (("s1,,liver,a.nii",), r"line 2: unknown organ 'liver': this study knows brain, kidney"),
         (("s1,,brain,a.nii", "s1,,brain,a.nii"), "lists s1 / brain twice"),
         (("s1,v,brain,a.nii", "s1,v,brain,a.nii"), "lists s1 / v / brain twice"),
-        (("s1,,brain,gone.nii",), r"line 2: no file .*gone\.nii"),
+        (("s1,,brain,gone.nii",), r"line 2: no file and no DICOM series .*gone\.nii"),
         ((",,brain,a.nii",), "line 2: subject must not be empty"),
         (("s1,,brain,",), "line 2: path must not be empty"),
         (("../up,,brain,a.nii",), "subject and visit should be"),
@@ -83,12 +85,32 @@ def test_wrong_rows(tmp_path: Path, lines: tuple[str, ...], message: str) -> Non
         ("label_ids", "2.5"),
         ("label_ids", "kidney"),
         ("label_map", "gone.nii"),
+        ("volume", "-1"),
+        ("volume", "first"),
     ],
 )
 def test_wrong_cells(tmp_path: Path, column: str, value: str) -> None:
     path = _table(tmp_path, f"s1,brain,a.nii,{value}", header=f"subject,organ,path,{column}")
     with pytest.raises(DataError, match=rf"scans\.csv line 2: .*{value.split()[0][:4]}"):
         read_scan_table(path, ORGANS)
+
+
+def test_a_path_may_be_the_folder_of_a_series(tmp_path: Path, write_series: Callable[..., Path]) -> None:
+    write_series(tmp_path / "ct")
+    (tmp_path / "empty").mkdir()
+    path = _table(tmp_path, "s1,brain,ct", header="subject,organ,path")
+    assert read_scan_table(path, ORGANS) == (ScanRow(subject="s1", organ="brain", path=tmp_path / "ct"),)
+    with pytest.raises(DataError, match=r"line 2: no file and no DICOM series .*empty"):
+        read_scan_table(_table(tmp_path, "s1,brain,empty", header="subject,organ,path"), ORGANS)
+
+
+def test_links_are_named_and_not_what_they_point_to(tmp_path: Path) -> None:
+    (tmp_path / "object-1").touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/scan.nii").symlink_to(tmp_path / "object-1")
+    row = ScanRow(subject="s", organ="brain", path=tmp_path / "site" / ".." / "site" / "scan.nii")
+    write_scan_table(tmp_path / "site/scans.csv", [row])
+    assert "s,,brain,scan.nii," in (tmp_path / "site/scans.csv").read_text()
 
 
 def test_missing_table_and_column(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ Schemas are unfrozen and avoid `Literal`: Hydra makes frozen dataclasses read-on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from panfm.errors import ConfigError
-from panfm.organs import check_organ_names
+from panfm.organs import WITHOUT_SIDE, check_organ_names
 
 
 class OrganMaskRule(Enum):
@@ -42,6 +42,20 @@ class Missingness(Enum):
     mnar = "mnar"
 
 
+class Sampler(Enum):
+    """Which subjects of a site a training step sees."""
+
+    subjects = "subjects"
+    balanced = "balanced"
+
+
+class Spacing(Enum):
+    """What becomes of a scan's own voxel spacing when an organ is prepared."""
+
+    resample = "resample"
+    native = "native"
+
+
 class CohortKind(Enum):
     """Where the pretend hospitals of a rehearsal get their scans."""
 
@@ -56,12 +70,18 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class OrganGrid:
-    """The grid on which an organ's scans are prepared: RAS+, axis-aligned, centred on the organ."""
+    """The grid on which an organ's scans are prepared: RAS+, centred on the organ."""
 
     shape: list[int] = field(default_factory=lambda: [32, 32, 32])
-    """Voxels a side that the model sees, XYZ; each a multiple of the model's patch."""
+    """Voxels a side that the model sees, XYZ; each a multiple of the model's patch. native: a scan gives that many along
+    its finest axes, and 1/2, 1/4 .. of them along an axis on which its voxels are thick."""
     spacing_mm: list[float] = field(default_factory=lambda: [4.0, 4.0, 4.0])
-    """Voxel spacing, XYZ, millimetres."""
+    """Voxel spacing, XYZ, millimetres. native: not used, each scan keeps its own."""
+    spacing: Spacing = Spacing.resample
+    """resample: onto the upright grid of spacing_mm. native: voxels as the scanner made them, axes in the order closest to
+    RAS+; the patch embedding adapts to thick slices."""
+    max_degree: int = 3
+    """native: voxels 2**d times as long as the finest are thick of degree d, at most this; 2**max_degree divides the patch."""
 
     def __post_init__(self) -> None:
         _require(
@@ -72,6 +92,7 @@ class OrganGrid:
             len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0,
             f"organs.*.spacing_mm needs three positive millimetres, got {self.spacing_mm}",
         )
+        _require(0 <= self.max_degree <= 5, f"organs.*.max_degree must be in 0 to 5, got {self.max_degree}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,21 +210,84 @@ class LossWeights:
 
 
 @dataclass(slots=True, kw_only=True)
+class OrganAugmentConfig:
+    """What is different for one organ; null takes `pretrain.augment`'s own value, which says what each means."""
+
+    scale: float | None = None
+    offset: float | None = None
+    noise: float | None = None
+    rotation_deg: float | None = None
+    zoom: float | None = None
+    translation_mm: float | None = None
+    flip: list[float] | None = None
+    blur_mm: float | None = None
+    bias: float | None = None
+    gamma: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
 class AugmentConfig:
-    """What the student sees beside the teacher, who sees the crop as it is; all values symmetric around the identity."""
+    """How crops are changed before they are learned from; 0 leaves them as they are.
+
+    Where a voxel lies changes for teacher and student alike; intensities change for the student only, while the teacher sees
+    the crop as it is. Values are symmetric around the identity.
+    """
 
     shift_voxels: int = 2
-    """Largest shift of the crop per axis, the same for teacher and student; at most prepare.margin_voxels."""
+    """Both: largest shift of the crop per axis; at most prepare.margin_voxels."""
+    rotation_deg: float = 0.0
+    """Both: largest rotation about each axis, degrees."""
+    zoom: float = 0.0
+    """Both: enlarged by 1 +- this."""
+    translation_mm: float = 0.0
+    """Both: largest movement along each axis, millimetres; beside shift_voxels it reaches between voxels and past the margin."""
+    flip: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Both: chance of a mirror image along X (left-right), Y (front-back), Z (head-feet). X only for organs without a side."""
     scale: float = 0.2
-    """Intensities are multiplied by 1 +- this."""
+    """Student: intensities are multiplied by 1 +- this."""
     offset: float = 0.2
-    """This much is added to or taken from normalised intensities, in standard deviations."""
+    """Student: this much is added to or taken from normalised intensities, in standard deviations."""
     noise: float = 0.2
-    """Standard deviation of the voxel noise, in standard deviations of the volume."""
+    """Student: standard deviation of the voxel noise, in standard deviations of the volume."""
+    blur_mm: float = 0.0
+    """Student: largest standard deviation of a Gaussian blur, millimetres."""
+    bias: float = 0.0
+    """Student: largest coefficient of each of the nine waves of a bias field, in natural logarithms of the factor."""
+    gamma: float = 0.0
+    """Student: contrast is raised to the power exp(+- this)."""
+    organs: dict[str, OrganAugmentConfig] = field(default_factory=dict)
+    """What is different for single organs; on a command line '+pretrain.augment.organs={brain: {blur_mm: 2}}', with the plus."""
 
     def __post_init__(self) -> None:
-        for name in ("shift_voxels", "scale", "offset", "noise"):
+        names = (
+            "shift_voxels",
+            "scale",
+            "offset",
+            "noise",
+            "rotation_deg",
+            "zoom",
+            "translation_mm",
+            "blur_mm",
+            "bias",
+        )
+        for name in (*names, "gamma"):
             _require(getattr(self, name) >= 0, f"pretrain.augment.{name} must be 0 or more, got {getattr(self, name)}")
+        _require(self.zoom < 1, f"pretrain.augment.zoom must be below 1, got {self.zoom}")
+        _require(
+            len(self.flip) == 3 and all(0 <= chance <= 1 for chance in self.flip),
+            f"pretrain.augment.flip needs three chances in 0 to 1, for X, Y and Z, got {self.flip}",
+        )
+
+    def of(self, organ: str) -> AugmentConfig:
+        """The settings of one organ.
+
+        Raises: ConfigError when its own values cannot be.
+        """
+        own = self.organs.get(organ)
+        if own is None:
+            return replace(self, organs={})
+        values = {f.name: getattr(own, f.name) for f in fields(own)}
+        return replace(self, organs={}, **{name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -214,6 +298,8 @@ class PretrainConfig:
     """Optimiser steps of each site in each round."""
     batch_size: int = 16
     """Subjects a step; a smaller site uses all it has."""
+    sampler: Sampler = Sampler.subjects
+    """subjects: pass after pass over everybody. balanced: those with rare organs more often (panfm.data.sampler)."""
     learning_rate: float = 5e-4
     """AdamW's rate at the end of the warm-up."""
     final_learning_rate: float = 1e-5
@@ -314,8 +400,28 @@ class Recipe:
                 f"organs.{organ}.shape {list(grid.shape)} holds a single patch of model.patch {self.model.patch}; "
                 "a patch is predicted from others, so there must be two or more",
             )
+            _require(
+                grid.spacing is not Spacing.native or self.model.patch % 2**grid.max_degree == 0,
+                f"organs.{organ}.spacing=native needs a patch that halves organs.{organ}.max_degree = {grid.max_degree} times, "
+                f"and model.patch {self.model.patch} does not; choose a power of two such as 8 or 16, or a smaller max_degree",
+            )
         shift, margin = self.pretrain.augment.shift_voxels, self.prepare.margin_voxels
         _require(shift <= margin, f"pretrain.augment.shift_voxels {shift} must not pass prepare.margin_voxels {margin}")
+        self._check_augment()
+
+    def _check_augment(self) -> None:
+        """Each organ's own settings, and that no organ with a side is mirrored left to right."""
+        augment = self.pretrain.augment
+        unknown = sorted(augment.organs.keys() - self.organs.keys())
+        _require(
+            not unknown, f"pretrain.augment.organs: {', '.join(unknown)} is no organ of `organs`; correct the name"
+        )
+        for organ in self.organs:
+            _require(
+                augment.of(organ).flip[0] == 0 or organ in WITHOUT_SIDE,
+                f"pretrain.augment: the left of the {organ} is not like its right, so its mirror image is nobody's; set "
+                f"pretrain.augment.organs.{organ}.flip to [0, ...]. Without a side are {' and '.join(WITHOUT_SIDE)}",
+            )
 
     @property
     def total_steps(self) -> int:

@@ -28,6 +28,27 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
         flush(folder.parent)
 
 
+def write_file(place: Path, content: bytes, *, flushed: bool = True) -> None:
+    """Write a file under a temporary name, `<name>.tmp` beside it, and rename it into place.
+
+    Args:
+        flushed: have it on disk before it gets its name. False where many files are written and `os.sync` follows: each
+            flush of its own costs milliseconds.
+    Raises: OSError, leaving no temporary file behind.
+    """
+    temporary = place.with_name(f"{place.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            if flushed:
+                os.fsync(stream.fileno())
+        temporary.replace(place)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, half a file only takes room
+        raise
+
+
 def flush(path: Path) -> None:
     """Ask the operating system to put a file's or a folder's content on disk now."""
     descriptor = os.open(path, os.O_RDONLY)

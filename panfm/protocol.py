@@ -19,7 +19,7 @@ from torch import Tensor
 from panfm import update
 from panfm.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when the meaning of a message changes; peers with another version are refused politely."""
 
 
@@ -106,6 +106,8 @@ class TrainMetrics:
     """
     seconds: float
     """Wall time of the training."""
+    dropped_scans: int = 0
+    """Prepared scans that the round did without, because their files were missing or had changed; the site knows which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -60,6 +61,19 @@ def run_from_yaml(text: str) -> RunConfig:
 def recipe_from_yaml(text: str) -> Recipe:
     """The recipe that `to_yaml` wrote. Raises: ConfigError."""
     return _from_yaml(text, Recipe)
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe that comes with panfm, by its name, or a study's own, by its file (`.yaml`).
+
+    Raises: ConfigError when there is none, or the file is no recipe.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return recipe_of(load([f"recipe={name}"]))
+    try:
+        return recipe_from_yaml(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe {name} cannot be read ({error}); correct its path") from error
 
 
 def recipe_of(run: RunConfig) -> Recipe:

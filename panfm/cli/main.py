@@ -12,8 +12,10 @@ import sys
 import typer
 
 from panfm import __version__
+from panfm.cli.data import data
 from panfm.cli.report import report
 from panfm.cli.simulate import simulate
+from panfm.cli.site import site
 from panfm.errors import PanfmError
 
 INTERRUPTED = 130
@@ -29,6 +31,8 @@ app = typer.Typer(
 # What follows the verb belongs to Hydra: `panfm simulate --cfg job` and `rounds=5` alike reach `python -m simulation`.
 app.command(context_settings={"ignore_unknown_options": True})(simulate)
 app.command()(report)
+app.add_typer(data, name="data")
+app.add_typer(site, name="site")
 
 
 @app.command()

@@ -8,14 +8,15 @@ a scan lies beside it in a `.json`; a scan is redone when its files, its row or 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
-import math
-import multiprocessing
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,34 +25,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from panfm.config import OrganGrid, PrepareConfig
+from panfm.config import OrganGrid, PrepareConfig, Spacing
 from panfm.data.geometry import (
     Region,
     Voxels,
     bounding_box,
-    box_region,
     centre_of,
-    region_on_grid,
     resample,
     target_affine,
 )
-from panfm.data.intensity import BACKGROUND, foreground, normalise
+from panfm.data.intensity import BACKGROUND, normalise
+from panfm.data.locate import locate
 from panfm.data.manifest import ScanRow, read_scan_table
-from panfm.data.nifti import Scan, file_digest, read_label_map, read_scan
+from panfm.data.native import Crop, crop_shape, grid_settings, native_crop
+from panfm.data.processes import over_processes
+from panfm.data.reading import file_digest, read_scan
 from panfm.data.store import REFUSED, STATEMENT, PreparedStore, StoreEntry, write_csv, write_table
+from panfm.durable import write_file
 from panfm.errors import DataError, ScanError
 
 PREPARE_VERSION = 1
 """Raised whenever the same scan and settings would give other voxels, so that old stores are redone."""
 
-_SCANS_PER_WORKER = 32
-"""Another process costs a second or two to start (numpy, scipy, nibabel), as much as some dozens of small scans."""
+_BYTES_PER_PROCESS = 4 << 20
+"""Another process costs a second to start, in which one prepares about as many bytes of compressed scans (125 brains of
+21 MB take 5 s): fewer bytes than this are not worth one."""
 
 _STEPS = (
     "read and checked one NIfTI volume",
     "organ located by label map, box or foreground; grid centred on its bounding box in the world",
     "clipped and z-scored over the foreground of the organ's bounding box; background set to a fixed value",
-    "resampled once, linearly with anti-aliasing, to the organ's upright RAS+ grid with a margin",
+    "resampled once, linearly with anti-aliasing, to the organ's upright RAS+ grid with a margin; an organ whose spacing is "
+    "native was cut out in its scan's own voxels instead, axes permuted and flipped to the closest to RAS+, oblique as scanned",
     "stored as float16",
 )
 
@@ -102,45 +107,72 @@ def prepare_store(
     jobs = [_Job(row, grids[row.organ], config, store_folder) for row in rows]
     try:
         _make_folders(store_folder, {row.organ for row in rows})
-        answers = _run(jobs, workers, on_scan)
-        return _finish(store_folder, answers, grids, config)
+        with _alone_in(store_folder):
+            answers = _run(jobs, workers, on_scan)
+            return _finish(store_folder, answers, grids, config)
     except OSError as error:
         raise DataError(
-            f"cannot write the store {store_folder} ({error.strerror}); free space or choose another folder"
+            f"cannot write the store {store_folder} ({error.strerror}); scans prepared so far are whole and stay: "
+            "free space or choose another folder, and run the same command again"
         ) from error
 
 
+@contextmanager
+def _alone_in(store_folder: Path) -> Iterator[None]:
+    """Keep other passes out of the store; the lock ends with this process, however that ends."""
+    descriptor = os.open(store_folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, store_folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, store_folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"another process is preparing {store_folder}; wait until it is done, or stop it") from error
+    except OSError:
+        return  # some network file systems cannot lock a folder; digests still tell what another pass wrote
+
+
 def prepare_scan(row: ScanRow, grid: OrganGrid, config: PrepareConfig) -> NDArray[np.float16]:
-    """One scan as it stands in the store: shape of the grid plus the margin, RAS+, normalised.
+    """One scan of a resampled organ as it stands in the store: shape of the grid plus the margin, RAS+, normalised.
 
     Raises: DataError when the scan or its label map cannot be used.
     """
-    scan = read_scan(row.path)
-    tissue = foreground(scan.voxels, row.window)
-    organ = _organ_region(row, scan, tissue)
-    if not organ.any():
-        raise DataError(f"{row.path.name}: nothing of the {row.organ} found; check label ids, box and window")
+    found = _found(row, config)
+    return _on_grid(found.voxels, found.affine, centre_of(found.organ, found.affine), grid, config.margin_voxels)
+
+
+def prepare_native(row: ScanRow, grid: OrganGrid, config: PrepareConfig) -> Crop:
+    """One scan of a native organ: the same, but in the scan's own voxels.
+
+    Raises: DataError when the scan or its label map cannot be used.
+    """
+    found = _found(row, config)
+    return native_crop(found.voxels, found.affine, found.organ, grid, config.margin_voxels, BACKGROUND)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A normalised scan, in the file's axis order, and where the organ is in it."""
+
+    voxels: Voxels
+    affine: NDArray[np.float64]
+    organ: Region
+
+
+def _found(row: ScanRow, config: PrepareConfig) -> _Found:
+    scan = read_scan(row.path, row.volume)
+    located = locate(row, scan)
     # The box and not the drawn organ alone: the organ's surroundings keep their contrast, and scans located by a box
     # come out like scans located by a label map.
-    box = bounding_box(organ)
-    reference = scan.voxels[box][tissue[box]]
-    voxels = normalise(scan.voxels, tissue, reference, config.clip_percentiles)
-    return _on_grid(voxels, scan.affine, centre_of(organ, scan.affine), grid, config.margin_voxels)
-
-
-def _organ_region(row: ScanRow, scan: Scan, tissue: Region) -> Region:
-    if row.label_map:
-        drawn = np.zeros(scan.voxels.shape, dtype=np.bool_)
-        for path in row.label_map:
-            drawn |= _labelled(path, row.label_ids, scan)
-        return drawn
-    return tissue if row.box is None else box_region(row.box, scan.voxels.shape)
-
-
-def _labelled(path: Path, label_ids: Sequence[int], scan: Scan) -> Region:
-    labels = read_label_map(path)
-    region = np.isin(labels.voxels, label_ids) if label_ids else labels.voxels != 0
-    return region_on_grid(region, labels.affine, scan.voxels.shape, scan.affine)
+    box = bounding_box(located.organ)
+    reference = scan.voxels[box][located.tissue[box]]
+    voxels = normalise(scan.voxels, located.tissue, reference, config.clip_percentiles)
+    return _Found(voxels, scan.affine, located.organ)
 
 
 def _on_grid(
@@ -163,26 +195,14 @@ def _run(jobs: Sequence[_Job], workers: int, on_scan: Callable[[int, int], None]
 def _answers(jobs: Sequence[_Job], workers: int) -> Iterator[StoreEntry | _Refused]:
     """What stands in the store already is answered here; the rest is prepared, by several processes if it is worth it."""
     waiting = []
-    for job in jobs:
-        answer = _on_record(job)
-        if answer is None:
-            waiting.append(job)
-        else:
-            yield answer
-    processes = min(workers, math.ceil(len(waiting) / _SCANS_PER_WORKER))
-    yield from map(_prepare, waiting) if processes <= 1 else _in_parallel(waiting, processes)
-
-
-def _in_parallel(jobs: Sequence[_Job], processes: int) -> Iterator[StoreEntry | _Refused]:
-    # spawn: a fork of a process in which torch runs threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = [pool.submit(_prepare, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(workers) as readers:  # hashing lets go of Python's lock
+        for job, answer in zip(jobs, readers.map(_on_record, jobs), strict=True):
+            if answer is None:
+                waiting.append(job)
+            else:
+                yield answer
+    processes = 1 + sum(_source_bytes(job.row) for job in waiting) // _BYTES_PER_PROCESS
+    yield from over_processes(_prepare, waiting, min(workers, len(waiting), processes))
 
 
 def _on_record(job: _Job) -> StoreEntry | _Refused | None:
@@ -194,31 +214,40 @@ def _on_record(job: _Job) -> StoreEntry | _Refused | None:
     path = job.store_folder / _file_name(job.row)
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):
+        x, y, z = (float(step) for step in record["spacing_mm"])
+        digest = file_digest(path)
+    except (DataError, OSError, ValueError, KeyError, TypeError):
         return None
-    current = _record(source, settings_digest(job.row, job.grid, job.config), digest)
-    return _entry(job, source, digest) if record == current else None
+    current = _record(source, settings_digest(job.row, job.grid, job.config), digest, (x, y, z))
+    return _entry(job, source, digest, (x, y, z)) if record == current else None
 
 
 def _prepare(job: _Job) -> StoreEntry | _Refused:
     """Prepare and store one scan; a scan that cannot be used is an answer, too."""
     try:
         source = _source_digest(job.row)
-        volume = prepare_scan(job.row, job.grid, job.config)
+        crop = _prepared(job)
     except DataError as error:
         return _refusal(job.row, error)
-    return _entry(job, source, _store(job, volume, source))
+    return _entry(job, source, _store(job, crop, source), crop.spacing_mm)
+
+
+def _prepared(job: _Job) -> Crop:
+    if job.grid.spacing is Spacing.native:
+        return prepare_native(job.row, job.grid, job.config)
+    x, y, z = (float(step) for step in job.grid.spacing_mm)
+    return Crop(prepare_scan(job.row, job.grid, job.config), (x, y, z))
 
 
 def settings_digest(row: ScanRow, grid: OrganGrid, config: PrepareConfig) -> str:
     """SHA-256 of everything besides the files that decides a prepared volume's voxels."""
     choices = {
         "version": PREPARE_VERSION,
+        "volume": row.volume,
         "label_ids": row.label_ids,
         "box": row.box,
         "window": row.window,
-        "grid": asdict(grid),
+        "grid": grid_settings(grid),
         "config": asdict(config),
     }
     return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
@@ -229,25 +258,35 @@ def _source_digest(row: ScanRow) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def _source_bytes(row: ScanRow) -> int:
+    """Size of the scan and its label maps; a file that is gone counts as nothing, and is refused when it is read."""
+    files = [file for path in (row.path, *row.label_map) for file in (path.iterdir() if path.is_dir() else (path,))]
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def _file_name(row: ScanRow) -> str:
     # "@" cannot stand in a pseudonym, so two scans never share a file.
     return f"{row.organ}/{row.subject}@{row.visit}.npy" if row.visit else f"{row.organ}/{row.subject}.npy"
 
 
-def _record(source: str, settings: str, digest: str) -> dict[str, str]:
-    return {"source_digest": source, "settings_digest": settings, "digest": digest}
+def _record(source: str, settings: str, digest: str, spacing_mm: Sequence[float]) -> dict[str, Any]:
+    return {
+        "source_digest": source,
+        "settings_digest": settings,
+        "digest": digest,
+        "spacing_mm": list(spacing_mm),
+    }
 
 
-def _store(job: _Job, volume: NDArray[np.float16], source: str) -> str:
+def _store(job: _Job, crop: Crop, source: str) -> str:
     """Write the volume, then its record; a record without its own volume never counts."""
     buffer = io.BytesIO()
-    np.save(buffer, volume, allow_pickle=False)
+    np.save(buffer, crop.voxels.astype(np.float16), allow_pickle=False)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     path = job.store_folder / _file_name(job.row)
-    _write_atomically(path, buffer.getvalue())
-    _write_atomically(
-        path.with_suffix(".json"), _as_json(_record(source, settings_digest(job.row, job.grid, job.config), digest))
-    )
+    write_file(path, buffer.getvalue(), flushed=False)
+    record = _record(source, settings_digest(job.row, job.grid, job.config), digest, crop.spacing_mm)
+    write_file(path.with_suffix(".json"), _as_json(record), flushed=False)
     return digest
 
 
@@ -255,24 +294,17 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-    temporary.replace(path)
-
-
-def _entry(job: _Job, source: str, digest: str) -> StoreEntry:
+def _entry(job: _Job, source: str, digest: str, spacing_mm: tuple[float, float, float]) -> StoreEntry:
     margin = 2 * job.config.margin_voxels
-    x, y, z = job.grid.shape
-    sx, sy, sz = job.grid.spacing_mm
+    x, y, z = crop_shape(job.grid, spacing_mm)
     return StoreEntry(
         subject=job.row.subject,
         visit=job.row.visit,
         organ=job.row.organ,
         file=_file_name(job.row),
         shape=(x + margin, y + margin, z + margin),
-        spacing_mm=(float(sx), float(sy), float(sz)),
+        spacing_mm=spacing_mm,
+        native=job.grid.spacing is Spacing.native,
         source_digest=source,
         digest=digest,
         split=job.row.split,
@@ -289,11 +321,14 @@ def _finish(
 ) -> PreparedStore:
     entries = [answer for answer in answers if isinstance(answer, StoreEntry)]
     refused = [answer for answer in answers if isinstance(answer, _Refused)]
+    # After a power cut the table must not name a file that is half there. A scan's own files are flushed here, together: one
+    # of them that a cut leaves torn is found by its digest, and redone.
+    os.sync()
     _write_refused(store_folder / REFUSED, refused)
     if not entries:
         raise DataError(f"none of {len(refused)} scans can be used: {refused[0].reason}; see {REFUSED} of the store")
     write_table(store_folder, entries)
-    _write_atomically(store_folder / STATEMENT, _as_json(_statement(grids, config)))
+    write_file(store_folder / STATEMENT, _as_json(_statement(grids, config)))
     _forget(store_folder, {entry.file for entry in entries}, tuple(grids))
     return PreparedStore.open(store_folder)
 
@@ -307,7 +342,7 @@ def _statement(grids: Mapping[str, OrganGrid], config: PrepareConfig) -> dict[st
     settings = {
         "version": PREPARE_VERSION,
         "background": BACKGROUND,
-        "grids": {organ: asdict(grid) for organ, grid in grids.items()},
+        "grids": {organ: grid_settings(grid) for organ, grid in grids.items()},
         "prepare": asdict(config),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -323,11 +358,8 @@ def _statement(grids: Mapping[str, OrganGrid], config: PrepareConfig) -> dict[st
 def _forget(store_folder: Path, kept: set[str], organs: Sequence[str]) -> None:
     """Remove volumes that the table no longer names: a subject who withdraws must not stay in the store."""
     for organ in organs:
-        for kind in ("npy", "json"):
-            for half in (store_folder / organ).glob(f"*.{kind}.tmp"):  # of a pass that was killed
-                half.unlink()
-        for record in sorted((store_folder / organ).glob("*.json")):
-            volume = record.with_suffix(".npy")
-            if f"{organ}/{volume.name}" not in kept:
-                volume.unlink(missing_ok=True)
-                record.unlink()
+        for path in sorted((store_folder / organ).glob("*")):
+            half = path.name.endswith((".npy.tmp", ".json.tmp"))  # of a pass that was killed
+            ours = path.suffix in (".npy", ".json")
+            if half or (ours and f"{organ}/{path.stem}.npy" not in kept):
+                path.unlink()

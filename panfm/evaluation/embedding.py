@@ -20,6 +20,7 @@ from torch import Tensor
 
 from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
+from panfm.data.native_batch import on_grid
 from panfm.errors import DataError
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features
@@ -62,13 +63,13 @@ def embed_subjects(parameters: Mapping[str, Tensor], recipe: Recipe, dataset: Su
     blocks = []
     for start in range(0, len(dataset), _SUBJECTS_AT_ONCE):
         batch = dataset.batch(range(start, min(start + _SUBJECTS_AT_ONCE, len(dataset))))
-        features = model(batch.volumes, batch.rows, len(batch.subjects))
+        features = model(batch.scans, batch.rows, len(batch.subjects))
         blocks.append(subject_embedding(features, batch.rows))
     return torch.cat(blocks).numpy()
 
 
 def raw_crops(dataset: SubjectDataset) -> NDArray[np.float32]:
-    """The voxels themselves, for controls: [n, voxels of all organs].
+    """The voxels themselves, for controls: [n, voxels of all organs]; thick ones repeated until they fill their grid.
 
     Raises: DataError when a subject lacks an organ: a table of voxels has no place for that.
     """
@@ -79,5 +80,6 @@ def raw_crops(dataset: SubjectDataset) -> NDArray[np.float32]:
             raise DataError(
                 f"raw crops of {', '.join(dataset.organs)} need subjects that have all of them; mark others out"
             )
-        blocks.append(np.concatenate([batch.volumes[organ].flatten(1).numpy() for organ in dataset.organs], axis=1))
+        volumes = [on_grid(batch.scans[organ]) for organ in dataset.organs]
+        blocks.append(np.concatenate([volume.flatten(1).numpy() for volume in volumes], axis=1))
     return np.concatenate(blocks)

@@ -20,7 +20,7 @@ from panfm.models.adapters import Adapter
 from panfm.models.backbone import Trunk
 from panfm.models.heads import Heads
 from panfm.models.layout import Layout, pack
-from panfm.models.patch_embed import PatchEmbed
+from panfm.models.patch_embed import PatchEmbed, Volumes
 from panfm.models.rotary import grid_positions, rotary_angles
 
 
@@ -55,8 +55,8 @@ class OrganGroup(nn.Module):
             (torch.zeros(1, angles.shape[1], device="cpu"), angles)
         )  # the organ token is not turned
 
-    def embed(self, volumes: Tensor, patch_mask: Tensor | None, mask_token: Tensor) -> Tensor:
-        """Volumes [n, X, Y, Z] and hidden patches bool [n, T] to tokens [n, 1 + T, E]."""
+    def embed(self, volumes: Volumes, patch_mask: Tensor | None, mask_token: Tensor) -> Tensor:
+        """Volumes [n, X, Y, Z], or blocks of n, and hidden patches bool [n, T] to tokens [n, 1 + T, E]."""
         patches = self.patch_embed(volumes)
         if patch_mask is not None:
             patches = torch.where(patch_mask.unsqueeze(-1), mask_token, patches)
@@ -82,7 +82,7 @@ class PanOrganModel(nn.Module):
 
     def forward(
         self,
-        volumes: Mapping[str, Tensor],
+        volumes: Mapping[str, Volumes],
         rows: Mapping[str, Tensor],
         num_subjects: int,
         patch_masks: Mapping[str, Tensor] | None = None,
@@ -91,7 +91,8 @@ class PanOrganModel(nn.Module):
         """Encode a batch.
 
         Args:
-            volumes: organ -> [n_o, X, Y, Z], float; only organs that some subject has.
+            volumes: organ -> [n_o, X, Y, Z], float, or blocks of n_o scans in their own voxels; only organs that some
+                subject has.
             rows: organ -> int64 [n_o]: which of the B subjects each volume is of, ascending; the same organs as `volumes`.
             num_subjects: B.
             patch_masks: organ -> bool [n_o, T_o], True where the patch is hidden; None hides nothing.

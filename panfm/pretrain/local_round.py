@@ -3,7 +3,10 @@
 Every draw is a function of (seed, site, round, step, subject, purpose): the same task on the same data gives the same bits at
 an equal thread count, processor and torch build, and a subject's masks and crops depend on no other subject. The optimiser
 starts afresh each round, so a site keeps no training state of its own. The teacher sees a crop as it is, the student the same
-crop augmented, so that targets carry none of the augmentation's noise.
+crop with its intensities augmented, so that targets carry none of the augmentation's noise.
+
+A scan whose file is missing or changed since it was prepared is found when it is first read, at the start of a round or in
+the midst of it: it is dropped for this round, named to the site, and the round goes on with the rest.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +22,12 @@ import torch
 from torch import Tensor
 
 from panfm import update
-from panfm.config import PretrainConfig, Recipe
-from panfm.data.augment import augment
-from panfm.data.dataset import Batch, SubjectDataset, batch_indices
-from panfm.errors import RunError
+from panfm.config import PretrainConfig, Recipe, Sampler
+from panfm.data.augment import augment, moved
+from panfm.data.dataset import Batch, DroppedScan, SubjectDataset
+from panfm.data.prefetch import prefetched
+from panfm.data.sampler import balanced_indices, batch_indices
+from panfm.errors import DataError, RunError
 from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
@@ -48,6 +53,8 @@ class TrainedRound:
     organ_subjects: dict[str, int]
     num_steps: int
     metrics: TrainMetrics
+    dropped: tuple[DroppedScan, ...] = ()
+    """Scans that this round did without; their names are for the site alone, and only their number is in `metrics`."""
 
 
 def train_round(
@@ -59,6 +66,7 @@ def train_round(
     site: str,
     round_number: int,
     device: str = "cpu",
+    loader_threads: int = 0,
     on_step: OnStep | None = None,
 ) -> TrainedRound:
     """Train for the recipe's steps.
@@ -67,29 +75,57 @@ def train_round(
         student, teacher: parameters of trunk, heads and the organs of the dataset, aligned, by name.
         dataset: subjects of the site, each with one organ or more.
         round_number: counted from 1.
-    Raises: CheckpointError when the parameters do not fit, RunError when the loss is no longer a finite number.
+        loader_threads: how many read and augment batches ahead of the training; 0: none. It changes no bit of the result.
+    Raises: CheckpointError when the parameters do not fit, RunError when the loss is no longer a finite number, DataError
+        when no scan that was asked for could be read.
     """
     torch.set_num_threads(recipe.threads)
     started = time.monotonic()
     local = _LocalTraining(student, teacher, dataset, recipe, site=site, round_number=round_number, device=device)
     tally = _Tally()
     num_steps = recipe.pretrain.steps_per_round
-    shuffle = stream(recipe.seed, site, round_number, "batches")
-    batches = batch_indices(len(dataset), recipe.pretrain.batch_size, num_steps, shuffle)
-    for step, indices in enumerate(batches):
-        loss = local.step(step, indices, tally)
+    batches = _batches(dataset, recipe, stream(recipe.seed, site, round_number, "batches"))
+    loaded = prefetched(lambda step: local.load(step, batches[step]), num_steps, loader_threads)
+    done = 0
+    for step, views in enumerate(loaded):
+        if not views.given.subjects:
+            continue  # every scan of these subjects was dropped
+        loss = local.step(step, views, tally)
+        done += 1
         if on_step is not None:
             on_step(step + 1, num_steps, loss)
+    if not done:
+        raise DataError(f"no scan of this round could be read: {dataset.dropped[0].reason}")
     # An organ of which no batch held a scan has no say: its untouched parameters would count as a vote for no change.
     exercised = (*SHARED_GROUPS, *tally.organs)
     trained = update.clone(keep_groups(dict(local.student.named_parameters()), exercised))
     return TrainedRound(
         deltas=update.subtract(trained, {name: student[name] for name in trained}),
-        num_subjects=len(dataset),
+        num_subjects=sum(1 for organs in dataset.organs_of if organs),
         organ_subjects=dict(dataset.num_subjects),
-        num_steps=num_steps,
-        metrics=tally.metrics(local.last_target, time.monotonic() - started),
+        num_steps=done,
+        metrics=tally.metrics(local.last_target, time.monotonic() - started, len(dataset.dropped)),
+        dropped=dataset.dropped,
     )
+
+
+def _batches(dataset: SubjectDataset, recipe: Recipe, generator: np.random.Generator) -> list[list[int]]:
+    """Subjects of each step."""
+    pretrain = recipe.pretrain
+    size, num_steps = pretrain.batch_size, pretrain.steps_per_round
+    if pretrain.sampler is Sampler.balanced:
+        return balanced_indices(dataset.organs_of, size, num_steps, generator)
+    return batch_indices(len(dataset), size, num_steps, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """One batch, as each of the two sees it."""
+
+    given: Batch
+    """The teacher's."""
+    seen: Batch
+    """The student's: the same places under other intensities."""
 
 
 class _LocalTraining:
@@ -115,21 +151,25 @@ class _LocalTraining:
         self._site, self._round = site, round_number
         self.last_target: Features | None = None
 
-    def step(self, step: int, indices: list[int], tally: _Tally) -> float:
-        """One optimiser step on the subjects at these positions; returns the loss."""
-        pretrain = self._recipe.pretrain
-        names = [self._dataset.subjects[index] for index in indices]
-        crops, augments, organs, patches = (
-            [stream(self._recipe.seed, self._site, self._round, step, name, purpose) for name in names]
-            for purpose in ("crop", "augment", "organ mask", "patch mask")
-        )
-        batch = self._dataset.batch(indices, crops, pretrain.augment.shift_voxels)
-        seen = augment(batch, pretrain.augment, augments).to(self._device)
-        batch = batch.to(self._device)
+    def load(self, step: int, indices: Sequence[int]) -> _Views:
+        """The batch of one step, augmented, on the device; several threads may load several steps at once."""
+        names, augment_by = [self._dataset.subjects[index] for index in indices], self._recipe.pretrain.augment
+        batch = self._dataset.batch(indices, self._streams(step, names, "crop"), augment_by.shift_voxels)
+        batch, grids = batch.to(self._device), self._recipe.organs
+        given = moved(batch, augment_by, self._streams(step, batch.subjects, "move"), grids)
+        return _Views(given, augment(given, augment_by, self._streams(step, batch.subjects, "augment"), grids))
+
+    def _streams(self, step: int, names: Sequence[str], purpose: str) -> list[np.random.Generator]:
+        return [stream(self._recipe.seed, self._site, self._round, step, name, purpose) for name in names]
+
+    def step(self, step: int, views: _Views, tally: _Tally) -> float:
+        """One optimiser step; returns the loss."""
+        pretrain, batch = self._recipe.pretrain, views.given
+        organs, patches = (self._streams(step, batch.subjects, purpose) for purpose in ("organ mask", "patch mask"))
         target, saliency = teacher_view(self._teacher.model, batch, pretrain.organ_mask.saliency_blocks)
         counts = {o: patch_counts(self._recipe.organs[o], self._recipe.model.patch) for o in batch.rows}
         masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-        loss = step_loss(self.student, seen, target, masks, pretrain.loss)
+        loss = step_loss(self.student, views.seen, target, masks, pretrain.loss)
         value = float(loss.total.detach())
         if not math.isfinite(value):
             raise RunError(
@@ -199,7 +239,7 @@ class _Tally:
             sums.share += float(saliency.share[rows, column].sum())
             sums.lift += float(saliency.lift[rows, column].sum())
 
-    def metrics(self, target: Features | None, seconds: float) -> TrainMetrics:
+    def metrics(self, target: Features | None, seconds: float, dropped_scans: int) -> TrainMetrics:
         """Means over the round; rank and spread of the teacher's patch tokens in the last batch."""
         total, patch, collapse, gradient = (float(mean) for mean in np.mean(self.steps, axis=0))
         tokens = {organ: patches.flatten(0, 1) for organ, patches in target.patches.items()} if target else {}
@@ -216,4 +256,5 @@ class _Tally:
             effective_rank={organ: effective_rank(points) for organ, points in tokens.items()},
             spread={organ: spread(points) for organ, points in tokens.items()},
             seconds=seconds,
+            dropped_scans=dropped_scans,
         )

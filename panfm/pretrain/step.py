@@ -60,7 +60,7 @@ def patch_counts(grid: OrganGrid, patch: int) -> tuple[int, int, int]:
 def teacher_view(teacher: PanOrganModel, batch: Batch, saliency_blocks: int) -> tuple[Features, Saliency]:
     """The teacher's features of the whole batch and what its subject tokens attend to."""
     with torch.no_grad():
-        features = teacher(batch.volumes, batch.rows, len(batch.subjects), saliency_blocks=saliency_blocks)
+        features = teacher(batch.scans, batch.rows, len(batch.subjects), saliency_blocks=saliency_blocks)
     tokens = {organ: 1 + patches.shape[1] for organ, patches in features.patches.items()}
     return features, saliency_of(features.attention, batch.rows, tokens, batch.organs, len(batch.subjects))
 
@@ -81,7 +81,7 @@ def draw_masks(
     patches: dict[str, Tensor] = {}
     for organ, rows in batch.rows.items():
         drawn = [draw_patch_mask(patch_counts[organ], patch_config, patch_draws[row]) for row in rows.tolist()]
-        patches[organ] = torch.from_numpy(np.stack(drawn)).to(batch.volumes[organ].device)
+        patches[organ] = torch.from_numpy(np.stack(drawn)).to(rows.device)
     return Masks(organs=draw_organ_masks(saliency, organ_config, organ_draws), patches=patches)
 
 
@@ -94,9 +94,9 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
         masks: what the student does not see of its batch; in a scan at least one patch is hidden and one is not.
         weights: of the terms; the metrics `patch`, `organ` and `collapse` are before weighting.
     """
-    visible = _visible_scans(batch, masks.organs)
+    visible, scans = _visible_scans(batch, masks.organs), batch.scans
     features: Features = student(
-        {organ: batch.volumes[organ][keep] for organ, keep in visible.items()},
+        {organ: scans[organ][keep] for organ, keep in visible.items()},
         {organ: batch.rows[organ][keep] for organ, keep in visible.items()},
         len(batch.subjects),
         {organ: masks.patches[organ][keep] for organ, keep in visible.items()},

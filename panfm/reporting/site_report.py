@@ -60,6 +60,18 @@ class AnsweredRound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissedScan:
+    """A prepared scan that a round, or this report, had to do without."""
+
+    when: str
+    """round 3, this report."""
+    subject: str
+    visit: str
+    organ: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSummary:
     """What the report says in words and numbers."""
 
@@ -67,6 +79,7 @@ class SiteSummary:
     panfm_version: str = ""
     prepared: Sequence[PreparedOrgan] = field(default_factory=tuple)
     refused: Sequence[RefusedScan] = field(default_factory=tuple)
+    missed: Sequence[MissedScan] = field(default_factory=tuple)
     rounds: Sequence[AnsweredRound] = field(default_factory=tuple)
 
 
@@ -95,6 +108,7 @@ def write_site_report(folder: Path, site: str, pictures: Sequence[OrganPicture],
         "organs": _by_organ(pictures),
         "prepared": prepared_table(summary.prepared),
         "refused": refused_table(summary.refused),
+        "missed": missed_table(summary.missed),
         "rounds": rounds_table(summary.rounds),
     }
     return write_page(folder / "site_report.html", "site_report.html", values)
@@ -147,6 +161,22 @@ def refused_table(refused: Sequence[RefusedScan]) -> Table:
                 cells=tuple(Cell(text=text or DASH) for text in (scan.visit, scan.organ, scan.code, scan.reason)),
             )
             for scan in refused
+        ),
+        words=True,
+    )
+
+
+def missed_table(missed: Sequence[MissedScan]) -> Table:
+    """Prepared scans that training did without, with the reason."""
+    return Table(
+        caption="Prepared scans that were missing or had changed when they were to be read, and were done without.",
+        head=("subject", "visit", "organ", "when", "reason"),
+        rows=tuple(
+            Row(
+                header=Cell(text=scan.subject),
+                cells=tuple(Cell(text=text or DASH) for text in (scan.visit, scan.organ, scan.when, scan.reason)),
+            )
+            for scan in missed
         ),
         words=True,
     )

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from panfm.data.dataset import DroppedScan
 from panfm.durable import write_folder
 from panfm.errors import DataError, ProtocolError
 from panfm.protocol import Envelope, SiteUpdate, expect, from_envelope, to_envelope
@@ -48,13 +51,26 @@ class AnswerStore:
         except (OSError, ValueError, SafetensorError, ProtocolError) as error:
             raise DataError(_DAMAGED) from error
 
-    def commit(self, answer: SiteUpdate) -> None:
-        """Keep the answer; after this returns it survives any crash."""
+    def dropped(self, run: str, round_number: int) -> tuple[DroppedScan, ...]:
+        """The scans that the stored answer of a round did without; none where there is no answer.
+
+        Raises: DataError when the list is damaged.
+        """
+        path = self._place(run, round_number) / "dropped.json"
+        try:
+            return tuple(DroppedScan(**scan) for scan in json.loads(path.read_text())) if path.is_file() else ()
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(_DAMAGED) from error
+
+    def commit(self, answer: SiteUpdate, dropped: Sequence[DroppedScan] = ()) -> None:
+        """Keep the answer and the scans that it did without; after this returns they survive any crash."""
         envelope = to_envelope(answer)
 
         def fill(draft: Path) -> None:
             save_file(envelope.tensors, draft / "deltas.safetensors")
             (draft / "answer.json").write_text(envelope.header)
+            if dropped:
+                (draft / "dropped.json").write_text(json.dumps([asdict(scan) for scan in dropped], indent=1))
 
         write_folder(self._place(answer.run, answer.round), fill)
 

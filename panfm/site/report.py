@@ -13,12 +13,20 @@ import numpy as np
 import panfm
 from panfm.config import Recipe
 from panfm.data.dataset import Batch, SubjectDataset
+from panfm.data.native_batch import on_grid
 from panfm.data.store import REFUSED, PreparedStore
 from panfm.export.model_folder import ModelFolder
 from panfm.models.build import build_model, load_parameters
 from panfm.pretrain.step import Masks, draw_masks, patch_counts, teacher_view
 from panfm.randomness import stream
-from panfm.reporting.site_report import AnsweredRound, PreparedOrgan, SiteSummary, read_refused, write_site_report
+from panfm.reporting.site_report import (
+    AnsweredRound,
+    MissedScan,
+    PreparedOrgan,
+    SiteSummary,
+    read_refused,
+    write_site_report,
+)
 from panfm.reporting.slices import OrganPicture
 from panfm.site.answers import AnswerStore
 from panfm.site.policy import read_policy
@@ -36,14 +44,16 @@ def make_site_report(folder: Path, model: ModelFolder) -> Path:
     policy, store, recipe = read_policy(folder), PreparedStore.open(folder / "store"), model.recipe
     organs = tuple(organ for organ in recipe.organs if organ in policy.organs)
     dataset = SubjectDataset(store, organs, recipe.organs)
+    answers, pictures = AnswerStore(folder / "state" / "answers"), _pictures(dataset, store, model, policy.site)
     summary = SiteSummary(
         run=model.card.run,
         panfm_version=panfm.__version__,
         prepared=[_prepared(store, dataset, organ, recipe) for organ in dataset.num_subjects],
         refused=read_refused(folder / "store" / REFUSED),
-        rounds=_rounds(AnswerStore(folder / "state" / "answers"), model),
+        missed=_missed(answers, model, dataset),
+        rounds=_rounds(answers, model),
     )
-    return write_site_report(folder, policy.site, _pictures(dataset, store, model, policy.site), summary)
+    return write_site_report(folder, policy.site, pictures, summary)
 
 
 def _prepared(store: PreparedStore, dataset: SubjectDataset, organ: str, recipe: Recipe) -> PreparedOrgan:
@@ -53,8 +63,24 @@ def _prepared(store: PreparedStore, dataset: SubjectDataset, organ: str, recipe:
         num_subjects=dataset.num_subjects[organ],
         num_scans=sum(entry.organ == organ for entry in store.entries),
         shape=(grid.shape[0], grid.shape[1], grid.shape[2]),
-        spacing_mm=(grid.spacing_mm[0], grid.spacing_mm[1], grid.spacing_mm[2]),
+        spacing_mm=_middle_spacing(store, organ),
     )
+
+
+def _middle_spacing(store: PreparedStore, organ: str) -> tuple[float, float, float]:
+    """Median spacing of the organ's stored scans: the grid's, unless they keep their own."""
+    x, y, z = np.median([entry.spacing_mm for entry in store.entries if entry.organ == organ], axis=0).tolist()
+    return x, y, z
+
+
+def _missed(answers: AnswerStore, model: ModelFolder, dataset: SubjectDataset) -> list[MissedScan]:
+    """Scans that the rounds of this run did without, and those that cannot be pictured now."""
+    numbered = [(f"round {n}", answers.dropped(model.card.run, n)) for n in range(1, model.card.round + 1)]
+    return [
+        MissedScan(when=when, subject=scan.subject, visit=scan.visit, organ=scan.organ, reason=scan.reason)
+        for when, scans in (*numbered, ("this report", dataset.dropped))
+        for scan in scans
+    ]
 
 
 def _rounds(answers: AnswerStore, model: ModelFolder) -> list[AnsweredRound]:
@@ -75,7 +101,11 @@ def _rounds(answers: AnswerStore, model: ModelFolder) -> list[AnsweredRound]:
 def _pictures(dataset: SubjectDataset, store: PreparedStore, model: ModelFolder, site: str) -> list[OrganPicture]:
     """One draw of masks by the final teacher, for the first subjects of each organ."""
     recipe = model.recipe
-    batch = dataset.batch(_first_of_each(dataset, store))
+    chosen = _first_of_each(dataset, store)
+    # With generators: a scan that changed since is left out, and named in the report, rather than ending it.
+    batch = dataset.batch(
+        chosen, [stream(recipe.seed, site, "site report", dataset.subjects[i], "visit") for i in chosen]
+    )
     network = build_model(recipe.model, {organ: recipe.organs[organ] for organ in dataset.organs})
     load_parameters(network, {name: model.teacher[name] for name, _ in network.named_parameters()})
     _, saliency = teacher_view(network, batch, recipe.pretrain.organ_mask.saliency_blocks)
@@ -101,13 +131,15 @@ def _first_of_each(dataset: SubjectDataset, store: PreparedStore) -> list[int]:
 
 def _picture(batch: Batch, masks: Masks, recipe: Recipe, organ: str, place: int) -> OrganPicture:
     row, grid = int(batch.rows[organ][place]), recipe.organs[organ]
-    counts = patch_counts(grid, recipe.model.patch)
+    native = batch.native.get(organ)
+    # Thick voxels are repeated and as much shorter, so that patches have as many voxels in every direction as in the model.
+    x, y, z = grid.spacing_mm if native is None else native.repeated_spacing_mm()[place].tolist()
     return OrganPicture(
         organ=organ,
         subject=batch.subjects[row],
-        volume=batch.volumes[organ][place].numpy().astype(np.float32),
-        spacing_mm=(grid.spacing_mm[0], grid.spacing_mm[1], grid.spacing_mm[2]),
+        volume=on_grid(batch.scans[organ])[place].numpy().astype(np.float32),
+        spacing_mm=(x, y, z),
         patch=recipe.model.patch,
-        masked_patches=masks.patches[organ][place].reshape(counts).numpy(),
+        masked_patches=masks.patches[organ][place].reshape(patch_counts(grid, recipe.model.patch)).numpy(),
         organ_masked=bool(masks.organs[row, batch.organs.index(organ)]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from panfm.config import (
     FederationConfig,
     LossWeights,
     ModelConfig,
+    OrganAugmentConfig,
     OrganGrid,
     OrganMaskConfig,
     PatchMaskConfig,
@@ -22,14 +24,24 @@ from panfm.config import (
     PretrainConfig,
     Recipe,
     RunConfig,
+    Spacing,
 )
 from panfm.errors import ConfigError
+
+_PATCH_12 = ModelConfig(patch=12)
+
+
+def _native(shape: list[int], max_degree: int = 3) -> OrganGrid:
+    return OrganGrid(shape=shape, spacing=Spacing.native, max_degree=max_degree)
+
 
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (OrganGrid, {"shape": [32, 32]}, "shape"),
     (OrganGrid, {"shape": [32, 32, 0]}, "shape"),
     (OrganGrid, {"spacing_mm": []}, "spacing_mm"),
     (OrganGrid, {"spacing_mm": [1.0, 1.0, -1.0]}, "spacing_mm"),
+    (OrganGrid, {"max_degree": -1}, "max_degree"),
+    (OrganGrid, {"max_degree": 60}, "max_degree"),
     (PrepareConfig, {"margin_voxels": -1}, "margin_voxels"),
     (PrepareConfig, {"clip_percentiles": [1.0]}, "clip_percentiles"),
     (PrepareConfig, {"clip_percentiles": [1.0, 50.0, 99.0]}, "clip_percentiles"),
@@ -51,6 +63,10 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (LossWeights, {"patch": -1.0}, "patch"),
     (LossWeights, {"patch": 0.0, "seen": 0.0, "organ": 0.0}, "at least one term"),
     (AugmentConfig, {"noise": -0.1}, "noise"),
+    (AugmentConfig, {"rotation_deg": math.nan}, "rotation_deg"),
+    (AugmentConfig, {"zoom": 1.0}, "zoom"),
+    (AugmentConfig, {"flip": [0.5, 0.5]}, "flip"),
+    (AugmentConfig, {"flip": [0.0, 0.0, 1.5]}, "flip"),
     (PretrainConfig, {"steps_per_round": 0}, "steps_per_round"),
     (PretrainConfig, {"learning_rate": math.nan}, "learning_rate"),
     (PretrainConfig, {"final_learning_rate": 1.0}, "final_learning_rate"),
@@ -65,6 +81,17 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Recipe, {"organs": {"Brain": OrganGrid()}}, "organ name 'Brain'"),
     (Recipe, {"organs": {"brain": OrganGrid(shape=[32, 32, 30])}}, r"organs\.brain\.shape"),
     (Recipe, {"organs": {"brain": OrganGrid(shape=[8, 8, 8])}}, "single patch"),
+    (
+        Recipe,
+        {"organs": {"brain": _native([24, 24, 24])}, "model": _PATCH_12},
+        "spacing=native needs a patch that halves",
+    ),
+    (
+        Recipe,
+        {"organs": {"brain": _native([32, 32, 32], max_degree=4)}},
+        "model.patch 8 does not; choose a power of two",
+    ),
+    (Recipe, {"organs": {"brain": _native([32, 32, 30])}}, r"organs\.brain\.shape"),
     (Recipe, {"prepare": PrepareConfig(margin_voxels=1)}, "shift_voxels"),
     (RunConfig, {"sites": 0}, "sites"),
     (RunConfig, {"threads": 0}, "threads"),
@@ -73,10 +100,48 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
 ]
 
 
+def _augmented(**augment: Any) -> Recipe:
+    organs = {organ: OrganGrid() for organ in ("brain", "liver")}
+    return Recipe(organs=organs, pretrain=PretrainConfig(augment=AugmentConfig(**augment)))
+
+
+def test_an_organ_with_a_side_is_never_mirrored_left_to_right() -> None:
+    mirrored = [0.5, 0.0, 0.0]
+    with pytest.raises(ConfigError, match=r"the left of the liver .*augment\.organs\.liver\.flip to \[0, \.\.\.\]"):
+        _augmented(flip=mirrored)
+    with pytest.raises(ConfigError, match="the left of the liver"):
+        _augmented(organs={"liver": OrganAugmentConfig(flip=mirrored)})
+    with pytest.raises(ConfigError, match="the left of the prostate"):  # nobody told panfm about it
+        Recipe(organs={"prostate": OrganGrid()}, pretrain=PretrainConfig(augment=AugmentConfig(flip=mirrored)))
+    _augmented(organs={"brain": OrganAugmentConfig(flip=mirrored)})
+    _augmented(flip=mirrored, organs={"liver": OrganAugmentConfig(flip=[0.0, 0.5, 0.0])})
+
+
+def test_an_organs_own_augmentation_is_checked_and_fills_the_rest_from_all_organs() -> None:
+    augment = AugmentConfig(gamma=0.3, noise=0.1, organs={"liver": OrganAugmentConfig(noise=0.0, blur_mm=2.0)})
+    assert augment.of("liver") == AugmentConfig(gamma=0.3, noise=0.0, blur_mm=2.0)
+    assert augment.of("brain") == AugmentConfig(gamma=0.3, noise=0.1)
+    with pytest.raises(ConfigError, match="zoom"):
+        _augmented(organs={"liver": OrganAugmentConfig(zoom=-0.1)})
+    with pytest.raises(ConfigError, match=r"augment\.organs: livre is no organ"):
+        _augmented(organs={"livre": OrganAugmentConfig()})
+
+
+def test_an_organ_can_say_all_that_the_study_says_of_augmentation() -> None:
+    own, all_of_them = ({f.name for f in fields(schema)} for schema in (OrganAugmentConfig, AugmentConfig))
+    assert all_of_them - own == {"shift_voxels", "organs"}
+    assert own <= all_of_them
+
+
 @pytest.mark.parametrize(("schema", "values", "word"), WRONG)
 def test_what_cannot_be_is_refused_by_name(schema: Callable[..., Any], values: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         schema(**values)
+
+
+def test_a_native_organ_needs_a_patch_that_its_degrees_halve() -> None:
+    Recipe(organs={"brain": _native([24, 24, 24], max_degree=2)}, model=_PATCH_12)
+    Recipe(organs={"brain": OrganGrid(shape=[24, 24, 24])}, model=_PATCH_12)  # resampled: any patch will do
 
 
 def test_defaults_are_allowed_and_not_shared() -> None:

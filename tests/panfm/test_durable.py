@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from panfm.durable import flush, write_folder
+from panfm.durable import flush, write_file, write_folder
 
 
 def _two_files(word: str) -> Callable[[Path], None]:
@@ -88,3 +88,24 @@ def test_files_are_on_disk_before_the_rename_and_their_folders_after(tmp_path: P
 def test_flush_of_something_absent_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         flush(tmp_path / "absent")
+
+
+def test_file_is_flushed_before_it_gets_its_name(tmp_path: Path, events: list[str]) -> None:
+    write_file(tmp_path / "a.txt", b"whole")
+    assert (tmp_path / "a.txt").read_bytes() == b"whole"
+    assert events == ["a.txt.tmp", "rename to a.txt"]
+    write_file(tmp_path / "a.txt", b"again", flushed=False)
+    assert events[2:] == ["rename to a.txt"]
+
+
+def test_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_file(tmp_path / "a.txt", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp_path / "a.txt", b"new")
+    assert _content(tmp_path) == {"a.txt": "old"}

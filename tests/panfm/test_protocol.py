@@ -15,6 +15,7 @@ from torch import Tensor
 
 from panfm.errors import ProtocolError
 from panfm.protocol import (
+    PROTOCOL_VERSION,
     Envelope,
     JoinAnswer,
     Message,
@@ -266,7 +267,7 @@ def test_a_tasks_digest_covers_all_but_the_signature() -> None:
         {"round": 2},
         {"site": "b"},
         {"recipe": "seed: 2"},
-        {"protocol_version": 2},
+        {"protocol_version": PROTOCOL_VERSION + 1},
         {"student": {"trunk.w": torch.zeros(2)}},
         {"teacher": {"trunk.w": torch.zeros(2)}},
         {"student": {"trunk.v": torch.ones(2)}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from panfm import recipes
-from panfm.config import OrganMaskRule, Recipe, RunConfig
+from panfm.config import AugmentConfig, OrganMaskRule, Recipe, RunConfig, Sampler, Spacing
 from panfm.errors import ConfigError
 
 
@@ -44,6 +45,43 @@ def test_overrides_reach_their_settings() -> None:
     assert run.model.width == 384
     assert (run.name, run.data) == ("a, b", "/tmp/x")
     assert recipes.load([]).rounds != 9, "nothing stays from the last composition"
+
+
+def test_an_organ_may_keep_its_native_spacing() -> None:
+    """As the comment in `recipe/real.yaml` shows it; the word travels to the sites."""
+    native = ["organs.heart.spacing=native", "organs.heart.shape=[96,48,96]"]
+    run = recipes.load(["recipe=real", "data=scans", *native])
+    assert {organ: grid.spacing for organ, grid in run.organs.items() if grid.spacing is not Spacing.resample} == {
+        "heart": Spacing.native
+    }
+    recipe = recipes.recipe_of(run)
+    assert "spacing: native" in recipes.to_yaml(recipe)
+    assert recipes.recipe_from_yaml(recipes.to_yaml(recipe)) == recipe
+    with pytest.raises(ConfigError, match="spacing"):
+        recipes.load(["recipe=real", "organs.heart.spacing=natural"])
+
+
+def test_augmentation_by_organ_composes_and_travels() -> None:
+    """One organ's own values among those of all, on the command line and in the YAML that a site gets."""
+    words = ["pretrain.augment.bias=0.2", "+pretrain.augment.organs={heart: {noise: 0.0, rotation_deg: 15}}"]
+    recipe = recipes.recipe_of(recipes.load(["recipe=smoke", "pretrain.sampler=balanced", *words]))
+    assert recipe.pretrain.sampler is Sampler.balanced
+    heart, liver = (recipe.pretrain.augment.of(organ) for organ in ("heart", "liver"))
+    assert (heart.noise, heart.rotation_deg, heart.bias) == (0.0, 15.0, 0.2)
+    assert (liver.noise, liver.rotation_deg, liver.bias) == (AugmentConfig().noise, 0.0, 0.2)
+    assert recipes.recipe_from_yaml(recipes.to_yaml(recipe)) == recipe
+    with pytest.raises(ConfigError, match="the left of the heart"):
+        recipes.load(["recipe=smoke", "pretrain.augment.flip=[0.5,0,0]"])
+
+
+def test_a_recipe_is_read_by_name_or_from_its_file(tmp_path: Path, smoke: RunConfig) -> None:
+    assert recipes.read_recipe("smoke") == recipes.recipe_of(smoke)
+    (tmp_path / "study.yaml").write_text(recipes.to_yaml(recipes.recipe_of(smoke)))
+    assert recipes.read_recipe(str(tmp_path / "study.yaml")) == recipes.recipe_of(smoke)
+    with pytest.raises(ConfigError, match="no recipe is called 'smoek'"):
+        recipes.read_recipe("smoek")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read .*; correct its path"):
+        recipes.read_recipe(str(tmp_path / "nowhere.yaml"))
 
 
 def test_yaml_says_what_hydras_own_writer_says(smoke: RunConfig) -> None:

@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from panfm import recipes
-from panfm.config import RunConfig
+from panfm.config import RunConfig, Spacing
+from panfm.data.native import thickness_of
+from panfm.data.store import PreparedStore
 from panfm.errors import CheckpointError, ConfigError, DataError, PortInUseError, RunError
 from panfm.export.model_folder import read_model
 from panfm.models.build import build_model, load_parameters
@@ -177,3 +179,29 @@ def test_site_report_needs_only_the_sites_folder_and_the_model(rehearsed: tuple[
     folder, model = rehearsed[0] / "hospitals" / "neuro", read_model(rehearsed[0] / "model")
     before = (folder / "site_report.html").read_bytes()
     assert make_site_report(folder, model).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_study_with_a_native_organ_goes_the_whole_way(tmp_path: Path) -> None:
+    """Hearts in the voxels of each hospital's scanner beside two resampled organs; seed 8 gives one of them thick slices."""
+    native = ["organs.heart.spacing=native", f"runs={tmp_path}", "name=native", "seed=8"]
+    report, _ = _rehearse(recipes.load(["recipe=smoke", *native]))
+    folder = report.parent
+    (end,) = (event for event in read_record(folder / "record.jsonl") if isinstance(event, RunFinished))
+    assert end.status == "complete"
+    hearts = [
+        entry
+        for store in sorted((folder / "hospitals").glob("*/store"))
+        for entry in PreparedStore.open(store).entries
+        if entry.organ == "heart"
+    ]
+    assert all(entry.native for entry in hearts)
+    assert {thickness_of(entry.spacing_mm, 3) for entry in hearts} == {(1, 1, 1), (2, 1, 1)}
+    for page in (folder / "hospitals").glob("*/site_report.html"):
+        assert "</html>" in page.read_text()
+    organs = read_model(folder / "model").recipe.organs
+    assert {organ: grid.spacing for organ, grid in organs.items()} == {
+        "brain": Spacing.resample,
+        "heart": Spacing.native,
+        "liver": Spacing.resample,
+    }

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from panfm.config import OrganGrid
-from panfm.data.dataset import SubjectDataset, batch_indices
+from panfm.data.dataset import DroppedScan, SubjectDataset
 from panfm.data.store import PreparedStore
 from panfm.errors import DataError
 from panfm.randomness import stream
@@ -114,23 +114,68 @@ def test_a_store_for_other_grids_is_refused(write_store: WriteStore) -> None:
         dataset.batch(subjects, [stream(0, draw) for draw in range(5)], shift_voxels=50)
 
 
-@given(
-    num_subjects=st.integers(1, 30),
-    batch_size=st.integers(1, 40),
-    num_steps=st.integers(0, 40),
-    seed=st.integers(0, 99),
-)
-def test_batches_are_passes_over_everybody(num_subjects: int, batch_size: int, num_steps: int, seed: int) -> None:
-    batches = batch_indices(num_subjects, batch_size, num_steps, stream(seed))
-    assert len(batches) == num_steps
-    assert all(len(batch) == len(set(batch)) == min(batch_size, num_subjects) for batch in batches)
-    counts = np.bincount([index for batch in batches for index in batch], minlength=num_subjects)
-    # After any number of steps nobody is more than one pass ahead of anybody else.
-    assert counts.max() - counts.min() <= 1
-    assert batches == batch_indices(num_subjects, batch_size, num_steps, stream(seed))
+def _spoil(store: PreparedStore, *files: str) -> None:
+    for file in files:
+        path = store.folder / file
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
 
 
-def test_passes_are_reshuffled() -> None:
-    first, second = batch_indices(20, 20, 2, stream(0))
-    assert sorted(first) == sorted(second) == list(range(20))
-    assert first != second != list(range(20))
+def test_a_changed_scan_is_dropped_by_name_and_its_subject_keeps_the_rest(write_store: WriteStore) -> None:
+    """`a` loses one of two brains and keeps both hearts; `c` had one brain and nothing else, and leaves."""
+    store = write_store(*SCANS)
+    _spoil(store, "brain/a@v1.npy")
+    (store.folder / "brain/c@v1.npy").unlink()
+    dataset = SubjectDataset(store, ORGANS, GRIDS)
+    for draw in range(8):  # both visits of `a` are asked for
+        batch = dataset.batch([2, 0, 1], [stream(draw, name) for name in "cab"], shift_voxels=1)
+        assert batch.subjects == ("a", "b")
+        assert {organ: rows.tolist() for organ, rows in batch.rows.items()} == {"heart": [0, 1], "brain": [0]}
+    assert [(scan.subject, scan.visit, scan.organ) for scan in dataset.dropped] == [
+        ("a", "v1", "brain"),
+        ("c", "v1", "brain"),
+    ]
+    assert "has changed since it was prepared" in dataset.dropped[0].reason
+    assert "is missing" in dataset.dropped[1].reason
+    assert dataset.num_subjects == {"heart": 2, "brain": 1}
+    assert [sorted(organs) for organs in dataset.organs_of] == [["brain", "heart"], ["heart"], []]
+    assert dataset.subjects == ("a", "b", "c"), "indices still mean whom they meant"
+
+
+def test_what_is_drawn_does_not_depend_on_when_a_scan_was_found_changed(write_store: WriteStore) -> None:
+    store = write_store(*SCANS)
+    _spoil(store, "heart/a@v1.npy", "heart/a@v2.npy")  # the organ before the brain in the order of draws
+    fresh, knowing = SubjectDataset(store, ORGANS, GRIDS), SubjectDataset(store, ORGANS, GRIDS)
+    knowing.batch([0], [stream(1)])
+    assert len(knowing.dropped) == 2
+    first, second = (dataset.batch([0], [stream(2)], shift_voxels=2) for dataset in (fresh, knowing))
+    assert torch.equal(first.volumes["brain"], second.volumes["brain"])
+    whole = SubjectDataset(write_store(*SCANS), ORGANS, GRIDS).batch([0], [stream(2)], shift_voxels=2)
+    assert torch.equal(first.volumes["brain"], whole.volumes["brain"])
+
+
+def test_a_batch_for_a_table_of_results_loses_nobody_unseen(write_store: WriteStore) -> None:
+    store = write_store(*SCANS)
+    _spoil(store, "brain/a@v1.npy")
+    dataset = SubjectDataset(store, ORGANS, GRIDS)
+    with pytest.raises(DataError, match=r"a / v1 / brain: .* has changed"):
+        dataset.batch([0])
+    assert dataset.dropped == ()
+
+
+def test_a_dropped_scan_says_all_that_the_site_needs() -> None:
+    assert [f.name for f in fields(DroppedScan)] == ["subject", "visit", "organ", "reason"]
+
+
+def test_a_batch_takes_little_more_memory_than_it_returns(write_store: WriteStore) -> None:
+    store = write_store(*[(f"s{number:02d}", "v1", organ, "") for number in range(16) for organ in ORGANS])
+    dataset = SubjectDataset(store, ORGANS, {organ: OrganGrid(shape=[8, 8, 8]) for organ in ORGANS})
+    dataset.batch(range(16))  # maps are opened
+    tracemalloc.start()
+    try:
+        batch = dataset.batch(range(16))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    returned = sum(volumes.nbytes for volumes in batch.volumes.values())
+    assert returned == 3 * 16 * 8**3 * 4
+    assert peak < 3 * returned

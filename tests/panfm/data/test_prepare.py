@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from panfm.config import OrganGrid, PrepareConfig
 from panfm.data import prepare
 from panfm.data.intensity import BACKGROUND
-from panfm.data.manifest import ScanRow, write_scan_table
+from panfm.data.manifest import ScanRow, read_scan_table, write_scan_table
 from panfm.data.prepare import prepare_store
 from panfm.errors import DataError
 
@@ -177,7 +179,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
 
 
 def test_two_workers_write_what_one_writes(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_SCANS_PER_WORKER", 1)
+    monkeypatch.setattr(prepare, "_BYTES_PER_PROCESS", 1)
     prepare_store(site, tmp_path / "one", GRIDS, CONFIG)
     prepare_store(site, tmp_path / "two", GRIDS, CONFIG, workers=2)
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
@@ -212,6 +214,50 @@ def test_a_subject_who_left_the_table_leaves_the_store(site: Path, tmp_path: Pat
     write_scan_table(site / "scans.csv", [ScanRow(subject="s1", organ="brain", path=site / "s1.nii.gz")])
     prepare_store(site, store, GRIDS, CONFIG)
     assert sorted(name for name in _files(store) if "/" in name) == ["brain/notes.txt", "brain/s1.json", "brain/s1.npy"]
+
+
+def test_what_did_not_change_is_not_touched(site: Path, tmp_path: Path, write_scan: WriteScan) -> None:
+    """One scan is replaced and one is new: of the others neither inode nor time of change moves, though all is read."""
+    store = tmp_path / "store"
+    prepare_store(site, store, GRIDS, CONFIG)
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.glob("*/*")}
+    write_scan(site / "s2.nii.gz", _ball(7))
+    new = ScanRow(subject="s3", organ="brain", path=write_scan(site / "s3.nii.gz", _ball(3)))
+    write_scan_table(site / "scans.csv", [*read_scan_table(site / "scans.csv", tuple(GRIDS)), new])
+    prepare_store(site, store, GRIDS, CONFIG, workers=2)
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.glob("*/*")}
+    kept = {name for name, state in after.items() if before.get(name) == state}
+    assert kept == {"s1.npy", "s1.json", "s1@v1.npy", "s1@v1.json"}
+    assert after.keys() - before.keys() == {"s3.npy", "s3.json"}
+
+
+def test_a_volume_without_a_record_of_somebody_who_left_goes_too(site: Path, tmp_path: Path) -> None:
+    """A pass that was killed between the two files of a scan, whose subject then withdrew."""
+    store = tmp_path / "store"
+    prepare_store(site, store, GRIDS, CONFIG)
+    (store / "brain/s2.json").unlink()
+    write_scan_table(site / "scans.csv", [ScanRow(subject="s1", organ="brain", path=site / "s1.nii.gz")])
+    prepare_store(site, store, GRIDS, CONFIG)
+    assert sorted(name for name in _files(store) if "/" in name) == ["brain/s1.json", "brain/s1.npy"]
+
+
+def test_all_is_on_disk_before_the_table_names_it(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: seen.extend(sorted(_files(tmp_path / "store"))))
+    prepare_store(site, tmp_path / "store", GRIDS, CONFIG)
+    assert seen == [f"{place}.{kind}" for place in ("brain/s1", "brain/s2", "kidney/s1@v1") for kind in ("json", "npy")]
+
+
+def test_one_pass_at_a_time(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    descriptor = os.open(tmp_path / "store", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=r"another process is preparing .*store; wait until it is done"):
+            prepare_store(site, tmp_path / "store", GRIDS, CONFIG)
+    finally:
+        os.close(descriptor)
+    prepare_store(site, tmp_path / "store", GRIDS, CONFIG)
 
 
 def test_a_store_that_cannot_be_written_is_named(site: Path, tmp_path: Path) -> None:

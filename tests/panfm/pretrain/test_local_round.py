@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 
 from panfm import update
-from panfm.config import AugmentConfig, LossWeights, OrganMaskConfig, OrganMaskRule, Recipe
+from panfm.config import AugmentConfig, LossWeights, OrganMaskConfig, OrganMaskRule, Recipe, Sampler
 from panfm.data.augment import augment
-from panfm.data.dataset import SubjectDataset, batch_indices
-from panfm.errors import CheckpointError, RunError
+from panfm.data.dataset import Batch, SubjectDataset
+from panfm.data.sampler import batch_indices
+from panfm.data.store import PreparedStore
+from panfm.errors import CheckpointError, DataError, RunError
 from panfm.groups import group_of, keep_groups
 from panfm.models.build import build_model, initial_parameters, load_parameters
 from panfm.pretrain.local_round import OnStep, TrainedRound, make_optimiser, train_round
@@ -140,6 +144,95 @@ def test_the_first_step_is_adamws(make_recipe: MakeRecipe, make_dataset: MakeDat
             assert float(moved.median()) > 0.9 or ".adapters." in name or "bias" in name, name
 
 
+@pytest.mark.parametrize("sampler", [Sampler.subjects, Sampler.balanced])
+def test_bits_do_not_depend_on_how_many_threads_load(
+    tmp_path: Path, make_recipe: MakeRecipe, make_dataset: MakeDataset, sampler: Sampler
+) -> None:
+    """With every kind of augmentation, and a scan that is found changed on the way."""
+    recipe = make_recipe(steps_per_round=4)
+    recipe.pretrain.sampler = sampler
+    recipe.pretrain.augment = AugmentConfig(
+        shift_voxels=MARGIN, rotation_deg=10, zoom=0.1, translation_mm=2, blur_mm=2, bias=0.2, gamma=0.2
+    )
+    start, found = _start(recipe, make_dataset(RAGGED)), []
+    _spoil(tmp_path, "brain/c.npy")
+    for threads in (0, 1, 3):
+        dataset = SubjectDataset(PreparedStore.open(tmp_path), tuple(recipe.organs), recipe.organs)
+        found.append(train_round(start, start, dataset, recipe, site="s", round_number=1, loader_threads=threads))
+    assert len({update.digest(trained.deltas) for trained in found}) == 1
+    assert len({repr(replace(trained.metrics, seconds=0.0)) for trained in found}) == 1
+    assert {trained.dropped for trained in found} == {found[0].dropped}
+
+
+def _spoil(store: Path, *files: str) -> None:
+    for file in files:
+        path = store / file
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+
+
+def test_a_changed_scan_is_dropped_by_name_and_the_round_goes_on(
+    tmp_path: Path, make_recipe: MakeRecipe, make_dataset: MakeDataset
+) -> None:
+    """`d` had a brain only and leaves; `e` stays with the heart. What leaves the site is the number 2."""
+    dataset = make_dataset(RAGGED)
+    _spoil(tmp_path, "brain/d.npy", "brain/e.npy")
+    trained = _train(make_recipe(batch_size=6), dataset)
+    assert [(scan.subject, scan.organ) for scan in trained.dropped] == [("d", "brain"), ("e", "brain")]
+    assert (trained.num_subjects, trained.organ_subjects) == (5, {"brain": 2, "heart": 4, "liver": 3})
+    assert (trained.num_steps, trained.metrics.dropped_scans) == (3, 2)
+
+
+def test_a_scan_that_changes_in_the_midst_of_a_round_is_dropped_from_then_on(
+    tmp_path: Path, make_recipe: MakeRecipe, make_dataset: MakeDataset
+) -> None:
+    """Batches of one, in two passes over three: after the first step, the two whom it did not see are gone."""
+    recipe, done = make_recipe(batch_size=1, steps_per_round=6), list[int]()
+    dataset = make_dataset({"a": ["brain"], "b": ["brain"], "c": ["brain"]}, ("brain",))
+    (first,), *_ = batch_indices(3, 1, 6, stream(recipe.seed, "s", 1, "batches"))
+
+    def spoil_the_rest(step: int, *_: float) -> None:
+        if not done:
+            _spoil(tmp_path, *(f"brain/{name}.npy" for name in dataset.subjects if name != dataset.subjects[first]))
+        done.append(step)
+
+    trained = _train(recipe, dataset, on_step=spoil_the_rest)
+    assert len(trained.dropped) == 2
+    assert len(done) == trained.num_steps == 2, "the one that is left is seen once in each of two passes"
+    assert trained.num_subjects == 1
+
+
+def test_a_round_without_any_scan_left_is_an_error_of_the_data(
+    tmp_path: Path, make_recipe: MakeRecipe, make_dataset: MakeDataset
+) -> None:
+    dataset = make_dataset({"a": ["brain"], "b": ["brain"]}, ("brain",))
+    _spoil(tmp_path, "brain/a.npy", "brain/b.npy")
+    with pytest.raises(DataError, match=r"no scan of this round could be read: . / brain: .* has changed"):
+        _train(make_recipe(), dataset)
+
+
+def test_rare_organs_come_more_often_when_the_recipe_says_so(
+    make_recipe: MakeRecipe, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine brains and one heart, batches of one: in turn the heart comes at most twice in 12 steps, balanced about 6 times."""
+    presence: Presence = {**{f"b{number}": ["brain"] for number in range(9)}, "h": ["heart"]}
+    dataset = make_dataset(presence, ("brain", "heart"))
+    read, drawn, hearts = SubjectDataset.batch, list[str](), dict[Sampler, int]()
+
+    def noted(own: SubjectDataset, places: Sequence[int], *rest: Any) -> Batch:
+        drawn.extend(own.subjects[place] for place in places)
+        return read(own, places, *rest)
+
+    monkeypatch.setattr(SubjectDataset, "batch", noted)
+    for sampler in Sampler:
+        recipe = make_recipe(batch_size=1, steps_per_round=12)
+        recipe.pretrain.sampler = sampler
+        drawn.clear()
+        _train(recipe, dataset)
+        hearts[sampler] = drawn.count("h")
+    assert hearts[Sampler.subjects] <= 2
+    assert 3 <= hearts[Sampler.balanced] <= 9
+
+
 def _by_hand(recipe: Recipe, dataset: SubjectDataset, round_number: int) -> dict[str, Tensor]:
     """Deltas of a round with AdamW, clipping, the teacher's average and who sees what written out, each stream by its keys."""
     pretrain, start = recipe.pretrain, _start(recipe, dataset)
@@ -160,7 +253,9 @@ def _by_hand(recipe: Recipe, dataset: SubjectDataset, round_number: int) -> dict
         batch = dataset.batch(indices, crops, MARGIN)
         target, saliency = teacher_view(teacher, batch, pretrain.organ_mask.saliency_blocks)
         masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-        loss = step_loss(student, augment(batch, pretrain.augment, noise), target, masks, pretrain.loss).total
+        loss = step_loss(
+            student, augment(batch, pretrain.augment, noise, recipe.organs), target, masks, pretrain.loss
+        ).total
         torch.autograd.backward(loss)
         gradients = {name: value.grad for name, value in named.items() if value.grad is not None}
         student.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from panfm import durable
+from panfm.data.dataset import DroppedScan
 from panfm.errors import DataError
 from panfm.protocol import SiteUpdate
 from panfm.site.answers import AnswerStore
@@ -43,6 +44,17 @@ def test_answer_is_found_again_bit_for_bit_by_another_process(tmp_path: Path, an
     read = store.read("demo-1", 2)
     assert same_bits(read.deltas, answer.deltas)
     assert replace(read, deltas={}) == replace(answer, deltas={})
+
+
+def test_scans_done_without_are_kept_with_the_answer(tmp_path: Path, answer: SiteUpdate) -> None:
+    lost = DroppedScan(subject="sub-1", visit="", organ="brain", reason="it has changed")
+    AnswerStore(tmp_path).commit(answer, [lost])
+    AnswerStore(tmp_path).commit(replace(answer, round=3))
+    store = AnswerStore(tmp_path)
+    assert [store.dropped("demo-1", number) for number in (2, 3, 4)] == [(lost,), (), ()]
+    _only(tmp_path, "dropped.json").write_text("[{}]")
+    with pytest.raises(DataError, match="cannot be read; restore"):
+        store.dropped("demo-1", 2)
 
 
 def test_other_runs_and_rounds_have_no_answer(tmp_path: Path, answer: SiteUpdate) -> None:

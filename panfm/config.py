@@ -481,7 +481,7 @@ class RunConfig(Recipe):
     data: str = ""
     """Rehearsal: folder of real scans, for cohort.kind=real."""
     workers: int = 2
-    """Rehearsal: processes that write and prepare scans."""
+    """Rehearsal: processes that write and prepare scans, and in which sites train side by side; 1: all in this process."""
     engine: Engine = Engine.in_process
     """Rehearsal: in_process calls the apps directly; loopback starts Flower's own SuperLink and SuperNodes on 127.0.0.1."""
     port: int = 0

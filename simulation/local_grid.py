@@ -1,16 +1,17 @@
 """A Flower Grid without a network: it calls the ClientApp directly, so a rehearsal needs no daemon and starts in seconds.
 
-The apps are the very ones of a deployment and see the same messages and contexts. Clients run one after the other, each
-when its reply is asked for. An exception of a client becomes an error reply, as in a deployment; only a person's Ctrl-C
-passes through. Leans on three of Flower's internals (`TaskIdentity`, `Run.create_empty`, a message's id), which a test
-watches, since the version is pinned.
+The apps are the very ones of a deployment and see the same messages and contexts. Clients run one after the other, each when
+its reply is asked for, or side by side in worker processes (`site_workers`). An exception of a client becomes an error reply,
+as in a deployment; only a person's Ctrl-C passes through. Leans on three of Flower's internals (`TaskIdentity`,
+`Run.create_empty`, a message's id), which a test watches, since the version is pinned.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -23,9 +24,13 @@ from client.app import app as client_app
 from panfm import recipes
 from panfm.config import RunConfig
 from server.app import app as server_app
+from simulation.site_workers import SiteWorkers
 
 CLIENT_APP_RAISED_EXCEPTION = 2
 """Flower's error code for a ClientApp that raised."""
+
+PATIENCE_S = 1.0
+"""How long one look for replies waits for the workers; between two the coordinator sees to its deadlines."""
 
 _FIRST_NODE = 1000
 
@@ -41,6 +46,7 @@ class LocalGrid(Grid):
         node_configs: Sequence[Mapping[str, Scalar]],
         run_config: Mapping[str, Scalar],
         server_config: Mapping[str, Scalar],
+        workers: SiteWorkers | None = None,
     ) -> None:
         """Set the rehearsal up.
 
@@ -49,9 +55,10 @@ class LocalGrid(Grid):
             node_configs: what each site's SuperNode would be started with.
             run_config: what the run is submitted with; every app sees it.
             server_config: what only the coordinator's program knows.
+            workers: processes in which the sites answer with that same app; None: they answer in this one.
         """
-        self._app = app
-        run_id = uuid.uuid4().int >> 65
+        self._app, self._workers = app, workers
+        run_id = workers.run_id if workers else new_run_id()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
         self._run = Run.create_empty(run_id=run_id)
         self._contexts = {
@@ -84,14 +91,18 @@ class LocalGrid(Grid):
         """Put messages before their nodes; they are worked on when their replies are asked for."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+            message_id = message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._waiting[message_id] = message
+            if self._workers:
+                self._workers.put(message_id, message, self._contexts[message.metadata.dst_node_id])
+            ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the next node among those asked for work, and return its reply."""
+        """The next reply among those asked for; without workers its node works now, with them one may be ready or not."""
         wanted = set(message_ids)
+        if self._workers:
+            return self._from_workers(self._workers, wanted)
         for message_id in self._waiting:
             if message_id in wanted:
                 return [self._reply(self._waiting.pop(message_id))]
@@ -102,12 +113,38 @@ class LocalGrid(Grid):
         ids = self.push_messages(messages)
         return [reply for message_id in ids for reply in self.pull_messages([message_id])]
 
+    def _from_workers(self, workers: SiteWorkers, wanted: Collection[str]) -> list[Message]:
+        taken = workers.take(wanted, PATIENCE_S)
+        if taken is None:
+            return []
+        message_id, reply = taken
+        message = self._waiting.pop(message_id)
+        return [reply or _error("the site's process died", message)]
+
     def _reply(self, message: Message) -> Message:
-        try:
-            return self._app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # as Flower does: what a client raises becomes an error reply
-            reason = f"{type(error)}:<'{error}'>"
-            return Message(Error(code=CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+        return answer_with(self._app, message, self._contexts[message.metadata.dst_node_id])
+
+
+def answer_with(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's reply; as Flower does it, what a client raises becomes an error reply."""
+    try:
+        return app(message, context)
+    except Exception as error:
+        return _error(f"{type(error)}:<'{error}'>", message)
+
+
+def answer_as_site(message: Message, context: Context) -> Message:
+    """What a worker process does with a message."""
+    return answer_with(client_app, message, context)
+
+
+def _error(reason: str, message: Message) -> Message:
+    return Message(Error(code=CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+
+
+def new_run_id() -> int:
+    """A number for a run, as large as Flower's are."""
+    return uuid.uuid4().int >> 65
 
 
 def _context(run_id: int, node: int, node_config: Mapping[str, Scalar], run_config: Mapping[str, Scalar]) -> Context:
@@ -117,17 +154,20 @@ def _context(run_id: int, node: int, node_config: Mapping[str, Scalar], run_conf
 
 
 def run_in_process(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]) -> None:
-    """Run the study with both apps in this process.
+    """Run the study with the coordinator's app in this process, and the sites' in it or, with `workers`, in others.
 
     Args:
         runs: the coordinator's folder for runs.
         hospitals: site -> its folder.
     Raises: whatever the coordinator's app raises.
     """
-    grid = LocalGrid(
-        client_app,
-        [{"site-folder": str(folder)} for folder in hospitals.values()],
-        {"composed": recipes.to_yaml(config)},
-        {"runs-dir": str(runs)},
-    )
-    server_app(grid, grid.server_context)
+    side_by_side = min(config.workers, len(hospitals))
+    with SiteWorkers(answer_as_site, side_by_side, new_run_id()) if side_by_side > 1 else nullcontext() as workers:
+        grid = LocalGrid(
+            client_app,
+            [{"site-folder": str(folder)} for folder in hospitals.values()],
+            {"composed": recipes.to_yaml(config)},
+            {"runs-dir": str(runs)},
+            workers,
+        )
+        server_app(grid, grid.server_context)

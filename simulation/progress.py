@@ -95,17 +95,18 @@ class _Lines(logging.Handler):
 
 
 class _Steps(logging.Handler):
-    """The sites' steps, as bars; in a rehearsal sites train one after the other."""
+    """The sites' steps, as bars: one for each site that trains now."""
 
     def __init__(self, display: Display) -> None:
         super().__init__()
         self._display = display
-        self._last = ""
+        self._titles: dict[str, str] = {}
+        """site -> its latest bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         about = record.__dict__
         title = f"round {about['round']} at {about['site']}"
-        if title != self._last:
-            self._display.forget(self._last)  # of a site that failed on the way
-        self._last = title
+        if title != self._titles.get(about["site"], title):
+            self._display.forget(self._titles[about["site"]])  # it failed on the way
+        self._titles[about["site"]] = title
         self._display.advance(title, about["step"], about["num_steps"], f"loss {about['loss']:.3f}")

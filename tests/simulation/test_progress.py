@@ -59,11 +59,19 @@ def test_on_a_terminal_each_site_has_a_bar_with_its_loss() -> None:
     assert "\x1b" in screen.text
 
 
-def test_bar_of_a_site_that_failed_on_the_way_goes() -> None:
+def test_sites_that_train_side_by_side_have_a_bar_each() -> None:
     with _Screen(terminal=True).display as display:
         _step("neuro", 1, 1, 4)
         _step("cardiac", 1, 1, 4)
-        assert [task.description for task in display._progress.tasks] == ["round 1 at cardiac"]
+        _step("neuro", 1, 2, 4)
+        assert [task.description for task in display._progress.tasks] == ["round 1 at neuro", "round 1 at cardiac"]
+
+
+def test_bar_of_a_site_that_failed_on_the_way_goes_with_its_next_round() -> None:
+    with _Screen(terminal=True).display as display:
+        _step("neuro", 1, 1, 4)
+        _step("neuro", 2, 1, 4)
+        assert [task.description for task in display._progress.tasks] == ["round 2 at neuro"]
 
 
 def test_long_line_is_not_broken() -> None:
@@ -94,7 +102,7 @@ def test_one_line_a_round_and_a_failed_site_with_its_reason(study: SmallStudy) -
 
 def test_what_goes_wrong_at_a_site_is_not_shown_in_full(study: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
     study = study.with_settings("rounds=1")
-    for volume in (study.hospitals["neuro"] / "store" / "brain").glob("*.npy"):
+    for volume in (study.hospitals["neuro"] / "store").glob("*/*.npy"):
         volume.write_bytes(b"damaged")
     screen = _Screen(terminal=False)
     with screen.display, pytest.raises(PanfmError):

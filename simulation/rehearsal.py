@@ -118,5 +118,5 @@ def probe_lines(table: ProbeTable) -> list[str]:
     lines = [f"{table.title} ({table.num_train} to fit, {table.num_test} to test):"]
     for row in table.rows:
         value = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        lines.append(f"  {row['target']:<24}{row['metric']:<20}{row['embedding']:<34}{value}")
+        lines.append(f"  {row['target']:<24}{row['metric']:<20}{row['embedding']:<42}{value}")
     return lines

@@ -1,6 +1,7 @@
 """Does it learn? Probes on the final model, beside the same probes on controls, on subjects that no site trained on.
 
-The subject token is probed alone too, for it is the part that only training can fill. Controls: the untrained model (same
+Parts of the embedding are probed alone too: the subject token, which only training can fill, and the mean of the patch tokens,
+which is what first trials on brains were measured with. Controls: the untrained model (same
 architecture and seed), PCA and ridge on the raw crops, and a trivial guess (the mean age; brain volume for sex; nothing for
 diseases). What the trained model adds over the untrained one is what pre-training taught; PCA and ridge is the bar that a
 linear method sets on the same subjects.
@@ -72,7 +73,11 @@ class Answer:
 
 
 TRAINED, UNTRAINED, PCA_RIDGE, TRIVIAL = "trained model", "untrained model", "PCA + ridge on raw crops", "trivial guess"
-TRAINED_TOKEN, UNTRAINED_TOKEN = "trained, subject token alone", "untrained, subject token alone"
+PARTS = ("subject token alone", "mean of patch tokens alone")
+"""Parts of a subject's embedding, in its order, each as wide as the model."""
+
+Scores = dict[str, dict[str, Floats]]
+"""embedding -> label column -> [n] predictions for the test subjects."""
 
 
 def questions_for(columns: Sequence[str]) -> list[Question]:
@@ -111,27 +116,39 @@ def read_held_out(folders: Sequence[Path], recipe: Recipe, split: str) -> HeldOu
 
 def check_learning(trained: Mapping[str, Tensor], recipe: Recipe, probe: HeldOut, test: HeldOut) -> list[Answer]:
     """All answers of all embeddings, question by question."""
+    scores = embedding_scores(trained, recipe, probe, test)
+    answers = []
+    for question in questions_for(list(test.labels)):
+        for name, by_column in scores.items():
+            answers.append(_answer(name, question, np.stack([by_column[c] for c in question.columns]), test, recipe))
+        answers.append(_answer(TRIVIAL, question, _trivial(question, probe, test), test, recipe))
+    return answers
+
+
+def embedding_scores(trained: Mapping[str, Tensor], recipe: Recipe, probe: HeldOut, test: HeldOut) -> Scores:
+    """What probes, fitted on the probe subjects' embeddings, say of the test subjects."""
     untrained = initial_parameters(recipe.model, recipe.organs, recipe.seed)
     inputs = {
         TRAINED: [embed_subjects(trained, recipe, part.dataset) for part in (probe, test)],
         UNTRAINED: [embed_subjects(untrained, recipe, part.dataset) for part in (probe, test)],
         PCA_RIDGE: [raw_crops(part.dataset) for part in (probe, test)],
     }
-    for whole, token in ((TRAINED, TRAINED_TOKEN), (UNTRAINED, UNTRAINED_TOKEN)):
-        inputs[token] = [embedding[:, : recipe.model.width] for embedding in inputs[whole]]
-    questions = questions_for(list(test.labels))
-    columns = sorted({column for question in questions for column in question.columns})
-    targets = np.stack([probe.labels[column] for column in columns])
-    scores: dict[str, dict[str, Floats]] = {}
+    for place, part in enumerate(PARTS):
+        columns = slice(place * recipe.model.width, (place + 1) * recipe.model.width)
+        for whole in (TRAINED, UNTRAINED):
+            inputs[part_of(whole, part)] = [embedding[:, columns] for embedding in inputs[whole]]
+    asked = sorted({column for question in questions_for(list(test.labels)) for column in question.columns})
+    targets = np.stack([probe.labels[column] for column in asked])
+    scores: Scores = {}
     for name, (train, other) in inputs.items():
         predict = pca_ridge_scores if name == PCA_RIDGE else ridge_scores
-        scores[name] = dict(zip(columns, predict(train, targets, other), strict=True))
-    answers = []
-    for question in questions:
-        for name, by_column in scores.items():
-            answers.append(_answer(name, question, np.stack([by_column[c] for c in question.columns]), test, recipe))
-        answers.append(_answer(TRIVIAL, question, _trivial(question, probe, test), test, recipe))
-    return answers
+        scores[name] = dict(zip(asked, predict(train, targets, other), strict=True))
+    return scores
+
+
+def part_of(whole: str, part: str) -> str:
+    """What a part of the trained or untrained model's embedding is called."""
+    return f"{whole.removesuffix(' model')}, {part}"
 
 
 def to_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -141,12 +158,13 @@ def to_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     that difference on the same resampled subjects. For an error, a negative gain is the better one.
     """
     given = {(a.embedding, a.question.target, a.question.metric): a for a in answers}
-    return [_row(a, given[_counterpart(a.embedding), a.question.target, a.question.metric]) for a in answers]
+    return [_row(a, given[counterpart(a.embedding), a.question.target, a.question.metric]) for a in answers]
 
 
-def _counterpart(embedding: str) -> str:
-    """What the trained model has to show against this embedding: token against token, all else against the whole."""
-    return TRAINED_TOKEN if embedding in (TRAINED_TOKEN, UNTRAINED_TOKEN) else TRAINED
+def counterpart(embedding: str) -> str:
+    """What the trained model has to show against this embedding: part against part, all else against the whole."""
+    own = [part for part in PARTS if embedding.endswith(part)]
+    return part_of(TRAINED, own[0]) if own else TRAINED
 
 
 def _row(answer: Answer, trained: Answer) -> dict[str, Any]:

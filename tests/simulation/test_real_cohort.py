@@ -18,7 +18,7 @@ from simulation.real_cohort import RealCohort, write_real_hospitals
 
 @pytest.fixture(scope="module")
 def cohort(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RealCohort:
-    return write_real_hospitals(real_data, tmp_path_factory.mktemp("real"), train_share=0.64)
+    return write_real_hospitals(real_data, tmp_path_factory.mktemp("real"), train_share=0.667, seed=0)
 
 
 def _rows(folder: Path) -> tuple[ScanRow, ...]:
@@ -46,12 +46,20 @@ def test_brains_are_split_by_subject(cohort: RealCohort) -> None:
     assert here.isdisjoint(there)
     assert held_out.isdisjoint(here | there)
     assert set(evaluation) - held_out <= here | there
-    # Golden: 125 brains, one without age; the hash sends 82 to training, 42 and 40 of them to the two sites.
-    assert (len(here), len(there), len(evaluation), len(held_out)) == (42, 40, 124, 42)
+    # Golden: 125 brains, one without age; the hash sends 85 to training, 43 and 42 of them to the two sites.
+    assert (len(here), len(there), len(evaluation), len(held_out)) == (43, 42, 124, 39)
+
+
+def test_three_seeds_hold_out_each_brain_once(cohort: RealCohort, real_data: Path, tmp_path: Path) -> None:
+    held_out: list[str] = []
+    for seed in (0, 1, 2):
+        folder = write_real_hospitals(real_data, tmp_path / str(seed), train_share=2 / 3, seed=seed).evaluation
+        held_out += [row.subject for row in _rows(folder) if row.split == "test"]
+    assert sorted(held_out) == sorted(row.subject for row in _rows(cohort.evaluation))
 
 
 def test_no_scan_is_copied_and_tables_repeat(cohort: RealCohort, real_data: Path, tmp_path: Path) -> None:
-    again = write_real_hospitals(real_data, tmp_path, train_share=0.64)
+    again = write_real_hospitals(real_data, tmp_path, train_share=0.667, seed=0)
     for site, folder in {**cohort.sites, "evaluation": cohort.evaluation}.items():
         assert (folder / "scans.csv").read_bytes() == (tmp_path / site / "scans.csv").read_bytes()
         assert {path.suffix for path in folder.iterdir()} == {".csv"}
@@ -87,7 +95,7 @@ def test_the_liver_lies_to_the_right_and_the_brain_is_upright(cohort: RealCohort
 
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"should point at the folder with brain_ixi/.*; got no such folder"):
-        write_real_hospitals(tmp_path / "nowhere", tmp_path / "out", train_share=0.64)
+        write_real_hospitals(tmp_path / "nowhere", tmp_path / "out", train_share=0.667, seed=0)
     (tmp_path / "photos").mkdir()
     with pytest.raises(DataError, match=r"should point at the folder with brain_ixi/.*; got photos"):
-        write_real_hospitals(tmp_path, tmp_path / "out", train_share=0.64)
+        write_real_hospitals(tmp_path, tmp_path / "out", train_share=0.667, seed=0)

@@ -12,19 +12,22 @@ from panfm.config import Missingness, ModelConfig, PrepareConfig, Recipe
 from panfm.data.prepare import prepare_store
 from panfm.data.synthetic import CATEGORIES, DISEASES, SyntheticSite, recommended_grids, write_synthetic_site
 from panfm.errors import DataError
+from panfm.evaluation.embedding import embed_subjects
 from panfm.evaluation.learning_check import (
+    PARTS,
     PCA_RIDGE,
     TRAINED,
-    TRAINED_TOKEN,
     TRIVIAL,
     UNTRAINED,
-    UNTRAINED_TOKEN,
     Answer,
     check_learning,
+    embedding_scores,
+    part_of,
     questions_for,
     read_held_out,
     to_rows,
 )
+from panfm.evaluation.probes import ridge_scores
 from panfm.models.build import initial_parameters
 
 ORGANS = ("heart", "adipose")
@@ -87,8 +90,21 @@ def test_questions_follow_from_the_columns() -> None:
 
 def test_every_embedding_answers_every_question(answers: list[Answer]) -> None:
     given = {(answer.embedding, answer.question.target, answer.question.metric) for answer in answers}
-    assert len(given) == len(answers) == 6 * 5
-    assert {name for name, _, _ in given} == {TRAINED, TRAINED_TOKEN, UNTRAINED, UNTRAINED_TOKEN, PCA_RIDGE, TRIVIAL}
+    assert len(given) == len(answers) == 8 * 5
+    parts = {part_of(whole, part) for whole in (TRAINED, UNTRAINED) for part in PARTS}
+    assert {name for name, _, _ in given} == {TRAINED, UNTRAINED, PCA_RIDGE, TRIVIAL} | parts
+
+
+def test_a_part_is_probed_as_if_it_were_all_there_is(study: Recipe, folders: list[Path]) -> None:
+    probe, test = (read_held_out(folders, study, split) for split in ("probe", "test"))
+    itself = initial_parameters(study.model, study.organs, study.seed)
+    scores = embedding_scores(itself, study, probe, test)
+    whole = [embed_subjects(itself, study, part.dataset) for part in (probe, test)]
+    width = study.model.width
+    for place, part in enumerate(PARTS):
+        train, other = (embedding[:, place * width : (place + 1) * width] for embedding in whole)
+        (expected,) = ridge_scores(train, probe.labels["age"][None], other)
+        assert scores[part_of(TRAINED, part)]["age"] == pytest.approx(expected)
 
 
 def test_a_trivial_guess_knows_nothing(answers: list[Answer]) -> None:
@@ -101,9 +117,7 @@ def test_an_untrained_model_against_itself_gains_nothing(study: Recipe, folders:
     probe, test = (read_held_out(folders, study, split) for split in ("probe", "test"))
     itself = initial_parameters(study.model, study.organs, study.seed)
     rows = [
-        row
-        for row in to_rows(check_learning(itself, study, probe, test))
-        if row["embedding"] in (UNTRAINED, UNTRAINED_TOKEN)
+        row for row in to_rows(check_learning(itself, study, probe, test)) if row["embedding"].startswith("untrained")
     ]
     assert [row["gain"] for row in rows] == pytest.approx([0.0] * len(rows), abs=1e-9)
     assert all(row["gain_low"] <= 0.0 <= row["gain_high"] for row in rows)
@@ -113,7 +127,7 @@ def test_rows_say_value_interval_and_gain(answers: list[Answer]) -> None:
     rows = to_rows(answers)
     for row, answer in zip(rows, answers, strict=True):
         assert row["low"] <= row["high"]
-        shown = TRAINED_TOKEN if "token" in answer.embedding else TRAINED
+        shown = next((part_of(TRAINED, part) for part in PARTS if part in answer.embedding), TRAINED)
         trained = next(a for a in answers if a.embedding == shown and a.question == answer.question)
         assert row["gain"] == pytest.approx(trained.value - answer.value)
         assert np.isfinite([row["value"], row["low"], row["high"]]).all()

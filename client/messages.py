@@ -11,7 +11,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from panfm.errors import ProtocolError
-from panfm.protocol import Envelope, JoinAnswer, Refusal, SiteUpdate, TrainTask, expect, from_envelope, to_envelope
+from panfm.protocol import Envelope, TrainTask, expect, from_envelope, to_envelope
+from panfm.site.egress import Released
 
 
 def decode_task(message: Message) -> TrainTask:
@@ -30,9 +31,9 @@ def decode_task(message: Message) -> TrainTask:
     return expect(from_envelope(sent), TrainTask)
 
 
-def encode_reply(answer: JoinAnswer | SiteUpdate | Refusal, message: Message) -> Message:
-    """The answer as the reply to a message."""
-    envelope = to_envelope(answer)
+def encode_reply(released: Released, message: Message) -> Message:
+    """What passed the egress gate, as the reply to a message: the only place where the client makes one."""
+    envelope = to_envelope(released.answer)
     arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in envelope.tensors.items()})
     header = ConfigRecord({"kind": envelope.kind, "header": envelope.header})
     return Message(RecordDict({"envelope": header, "tensors": arrays}), reply_to=message)

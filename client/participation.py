@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 
 import panfm
-from client.workspace import Workspace
+from client.workspace import Workspace, free_memory_gib
 from panfm.config import Recipe
+from panfm.data.dataset import DroppedScan
 from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.pretrain.local_round import train_round
 from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainTask
-from panfm.site.admission import Admitted, Refused, SiteFacts, admit
+from panfm.site.admission import Admitted, Refused, SiteFacts, admit, offered_organs
+
+log = logging.getLogger("panfm.client")
 
 progress = logging.getLogger("panfm.client.progress")
 """The site's own log of steps; each record has `site`, `round`, `step`, `num_steps` and `loss`. It never leaves the site."""
@@ -19,30 +23,47 @@ progress = logging.getLogger("panfm.client.progress")
 
 def join(workspace: Workspace) -> JoinAnswer:
     """Who this site is and what it offers."""
-    organs = {organ: len(subjects) for organ, subjects in workspace.subjects().items()}
+    subjects = workspace.subjects()
+    organs = offered_organs(workspace.policy, subjects)
     return JoinAnswer(
         site=workspace.policy.site,
-        organs=tuple(organs),
+        organs=organs,
         protocol_version=PROTOCOL_VERSION,
         panfm_version=panfm.__version__,
-        num_subjects=organs if workspace.policy.tell_counts else {},
+        num_subjects={organ: len(subjects[organ]) for organ in organs},
     )
 
 
 def take_part(task: TrainTask, workspace: Workspace) -> SiteUpdate | Refusal:
     """Answer one task: from the store when it was answered before, by training when the site admits it."""
-    facts = SiteFacts(subjects=workspace.subjects(), answered_digest=workspace.answers.digest(task.run, task.round))
-    verdict = admit(task, workspace.policy, facts)
+    verdict = admit(task, workspace.policy, _facts(task, workspace))
     if isinstance(verdict, Refused):
+        log.warning("refused round %d of %.80r: %s. %s", task.round, task.run, verdict.reason, verdict.note)
         return Refusal(
             run=task.run, round=task.round, site=workspace.policy.site, code=verdict.code, reason=verdict.reason
         )
     if isinstance(verdict, Admitted):
-        workspace.answers.commit(_train(task, verdict.recipe, verdict.organs, workspace))
+        workspace.answers.commit(*_train(task, verdict.recipe, verdict.organs, workspace))
     return workspace.answers.read(task.run, task.round)
 
 
-def _train(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> SiteUpdate:
+def _facts(task: TrainTask, workspace: Workspace) -> SiteFacts:
+    """What the site knows of itself now."""
+    now = datetime.now(UTC)
+    return SiteFacts(
+        subjects=workspace.subjects(),
+        answered_digest=workspace.answers.digest(task.run, task.round),
+        now=now,
+        rounds_answered=workspace.answers.count_since(now - timedelta(days=1)),
+        spent_epsilon=None,
+        free_memory_gib=free_memory_gib(workspace.policy.device),
+    )
+
+
+def _train(
+    task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace
+) -> tuple[SiteUpdate, tuple[DroppedScan, ...]]:
+    """The answer, and the scans that it did without: they are named here and in the site's report, and nowhere else."""
     site = workspace.policy.site
 
     def log_step(step: int, num_steps: int, loss: float) -> None:
@@ -58,9 +79,12 @@ def _train(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: 
         site=site,
         round_number=task.round,
         device=workspace.policy.device,
+        loader_threads=workspace.policy.loader_threads,
         on_step=log_step,
     )
-    return SiteUpdate(
+    for scan in trained.dropped:
+        log.warning("round %d went without a scan: %s", task.round, scan.reason)
+    answer = SiteUpdate(
         run=task.run,
         round=task.round,
         site=site,
@@ -71,3 +95,4 @@ def _train(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: 
         num_steps=trained.num_steps,
         metrics=trained.metrics,
     )
+    return answer, trained.dropped

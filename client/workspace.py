@@ -1,8 +1,10 @@
 """A site's folder as the client sees it: policy, prepared store and the site's own state.
 
-    policy.yaml     what the site takes part in (panfm.site.policy)
+    policy.yaml     what the site takes part in (panfm.site.policy_file)
     store/          prepared scans (panfm.data.store)
     state/answers/  answers given, by run and round
+    state/audit.*   what was asked and what left (panfm.site.audit_log)
+    keys/           the site's signing key (panfm.site.identity)
     site.log        what went wrong here, in full; it never leaves the site
 
 The folder comes from the SuperNode's own configuration (`site-folder`), never from a message.
@@ -15,13 +17,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.store import PreparedStore
 from panfm.errors import ConfigError
 from panfm.organs import in_order
 from panfm.site.answers import AnswerStore
-from panfm.site.policy import Policy, read_policy
+from panfm.site.audit_log import AuditLog
+from panfm.site.identity import SiteIdentity
+from panfm.site.policy import Policy
+from panfm.site.policy_file import read_policy
+
+_MEMINFO = Path("/proc/meminfo")
 
 TRAINING_SPLITS = ("", "pretrain")
 """Values of a scan's `split` that allow training on it; every other (probe, validation, test, ...) forbids it."""
@@ -36,6 +45,7 @@ class Workspace:
     store: PreparedStore
     """Only the scans to train on; what the site's table marks for another use is not in it."""
     answers: AnswerStore
+    audit: AuditLog
 
     def subjects(self) -> dict[str, frozenset[str]]:
         """Organ -> subjects with a prepared scan of it to train on, for the organs that the policy offers."""
@@ -53,7 +63,8 @@ class Workspace:
 def open_workspace(node_config: Mapping[str, object]) -> Workspace:
     """The workspace of this node.
 
-    Raises: ConfigError or DataError, in one line, when the folder, its policy or its store is not as it should be.
+    Raises: ConfigError, DataError or AuditError, in one line, when the folder, its policy, key, log or store is not as it
+        should be.
     """
     folder = Path(str(node_config.get("site-folder", "")))
     if not node_config.get("site-folder") or not folder.is_dir():
@@ -64,7 +75,24 @@ def open_workspace(node_config: Mapping[str, object]) -> Workspace:
         policy=policy,
         store=_to_train_on(PreparedStore.open(folder / "store")),
         answers=AnswerStore(folder / "state" / "answers"),
+        audit=open_audit_log(folder),
     )
+
+
+def open_audit_log(folder: Path) -> AuditLog:
+    """The site's audit log, to write. Raises: ConfigError without a key that can be used, AuditError without a sound log."""
+    return AuditLog.open(folder, SiteIdentity.open(folder).signing_key)
+
+
+def free_memory_gib(device: str) -> float | None:
+    """Memory that a device has left now (GiB); None where that cannot be asked. A container's own limit is not known here."""
+    try:
+        if device.startswith("cuda"):
+            return torch.cuda.mem_get_info(device)[0] / 2**30
+        available = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) / 2**20
+    except (OSError, StopIteration, ValueError, IndexError, RuntimeError, AssertionError):
+        return None
 
 
 def _to_train_on(store: PreparedStore) -> PreparedStore:

@@ -62,3 +62,9 @@ class PortInUseError(RunError):
     """A port that a server needs is taken: stop the other program or choose another port."""
 
     exit_code = 7
+
+
+class AuditError(PanfmError):
+    """A site's audit log cannot be written, or is not as it was written: nothing leaves until a person has looked."""
+
+    exit_code = 9

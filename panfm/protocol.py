@@ -19,7 +19,7 @@ from torch import Tensor
 from panfm import update
 from panfm.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when the meaning of a message changes; peers with another version are refused politely."""
 
 
@@ -126,7 +126,11 @@ class SiteUpdate:
     """Subjects per organ that the site trained on."""
     num_steps: int
     """Optimiser steps done in this round."""
-    metrics: TrainMetrics
+    metrics: TrainMetrics | None
+    """None where the site's policy does not make them public."""
+    audit_head: str = ""
+    """Head of the site's audit log with the entry of this answer in it, as DIGEST:LENGTH; the run's record holds it as a
+    witness against a log that is cut or written anew. Put in when the answer leaves, so it is no part of the stored one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +215,7 @@ def _values(cls: type[Message], header: Any, parts: tuple[str, ...], tensors: Ma
         if part not in parts or not parameter:
             raise ValueError(f"unexpected tensor {name!r}")
         values[part][parameter] = tensor
-    if cls is SiteUpdate:
+    if cls is SiteUpdate and values["metrics"] is not None:
         _check_fields(TrainMetrics, values["metrics"])
         values["metrics"] = TrainMetrics(**values["metrics"])
     if cls is JoinAnswer and isinstance(values["organs"], list):
@@ -237,7 +241,7 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
     "dict[str, int]": (dict,),
     "dict[str, float]": (dict,),
     "dict[str, Tensor]": (dict,),
-    "TrainMetrics": (TrainMetrics,),
+    "TrainMetrics | None": (TrainMetrics, type(None)),
 }
 
 
@@ -262,6 +266,6 @@ def _content_fits(declared: str, value: Any) -> bool:
         return all(isinstance(key, str) and _fits(inner, item) for key, item in value.items())
     if declared == "tuple[str, ...]":
         return all(isinstance(item, str) for item in value)
-    if declared == "TrainMetrics":
+    if isinstance(value, TrainMetrics):
         _check_types(TrainMetrics, {f.name: getattr(value, f.name) for f in fields(TrainMetrics)})
     return True

@@ -9,6 +9,7 @@ values and never sees Hydra.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -51,6 +52,11 @@ def load(overrides: Sequence[str]) -> RunConfig:
 def to_yaml(settings: Recipe | RunConfig) -> str:
     """The settings as YAML, every value spelt out."""
     return yaml.safe_dump(_plain(asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 (hex) over every value of the recipe: what a site approves, and what another version of panfm may not have."""
+    return hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
 
 
 def run_from_yaml(text: str) -> RunConfig:
@@ -97,7 +103,7 @@ def _from_yaml(text: str, schema: type[R]) -> R:
         if "${" in json.dumps(values, default=str):
             raise ConfigError("a recipe holds values only, and this one holds ${...}; spell its values out")
         return _checked(OmegaConf.merge(_SCHEMAS[schema], values), schema)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"the recipe cannot be read: {_explain(error)}") from error
 
 

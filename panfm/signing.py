@@ -6,6 +6,7 @@ Keys are kept as raw 32-byte hex in files that only their owner may read; the pu
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def load_or_make_key(path: Path) -> Ed25519PrivateKey:
 def public_hex(key: Ed25519PrivateKey) -> str:
     """The public half as 64 hexadecimal digits."""
     return key.public_key().public_bytes_raw().hex()
+
+
+def fingerprint(public_key: str) -> str:
+    """Short name of a public key (hex), to compare by eye or telephone: the first 128 bits of its SHA-256, hexadecimal."""
+    return hashlib.sha256(bytes.fromhex(public_key)).hexdigest()[:32]
 
 
 def sign(key: Ed25519PrivateKey, digest: str) -> str:

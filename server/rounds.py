@@ -166,7 +166,7 @@ class RoundRunner:
         if not isinstance(answer, SiteUpdate):
             return Verdict(outcome="left_out", reason="the reply to a task is neither an update nor a refusal")
         reason = self._why_left_out(task, site, answer)
-        if reason is None and (reason := collapse_reason(answer.metrics)) is not None:
+        if reason is None and answer.metrics and (reason := collapse_reason(answer.metrics)) is not None:
             outcome.collapsed.append(site.site)
         if reason is not None:
             return Verdict(outcome="left_out", reason=reason, update=answer)
@@ -201,7 +201,8 @@ class RoundRunner:
                 num_subjects=answer.num_subjects if answer else 0,
                 organ_subjects=answer.organ_subjects if answer else {},
                 num_steps=answer.num_steps if answer else 0,
-                metrics=asdict(answer.metrics) if answer else {},
+                metrics=asdict(answer.metrics) if answer and answer.metrics else {},
+                audit_head=one_line(verdict.update.audit_head) if verdict.update else "",
             )
         )
         if verdict.outcome != "accepted":

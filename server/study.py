@@ -176,9 +176,9 @@ class _Study:
             self._thin_rounds.append(number)
         for answer in outcome.accepted:
             self._trained.update(organ for organ, count in answer.organ_subjects.items() if count)
-        loss = [answer.metrics.loss for answer in outcome.accepted]
-        mean = f"mean loss {sum(loss) / len(loss):.4f}" if loss else "nobody trained"
-        log.info("round %d of %d: %d sites accepted, %s", number, self._recipe.rounds, len(loss), mean)
+        loss = [answer.metrics.loss for answer in outcome.accepted if answer.metrics]
+        told = f"mean loss {sum(loss) / len(loss):.4f}" if loss else "nobody told a loss"
+        log.info("round %d of %d: %d sites accepted, %s", number, self._recipe.rounds, len(outcome.accepted), told)
 
     def _model_folder(self, model: GlobalModel, rounds_done: int) -> ModelFolder:
         student, teacher = model.student, model.teacher

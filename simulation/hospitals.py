@@ -1,6 +1,6 @@
 """Pretend hospitals on disk: each a real folder with its own scans, policy and prepared store, as a site keeps them.
 
-<run>/hospitals/<site>/   scans.csv, store/, policy.yaml and the site's state
+<run>/hospitals/<site>/   scans.csv, store/, policy.yaml, keys/ made for this run alone, and the site's state
 <run>/evaluation/         the subjects of the probes after the run; those of split `test` are trained on by no site
 """
 # SPDX-License-Identifier: Apache-2.0
@@ -20,7 +20,9 @@ from panfm.data.prepare import prepare_store
 from panfm.data.store import PreparedStore
 from panfm.data.synthetic import SyntheticSite, write_synthetic_site
 from panfm.errors import ConfigError, RunError
-from panfm.site.policy import Policy, write_policy
+from panfm.site.onboarding import begin_identity
+from panfm.site.policy import Bounds, Policy, PrivacyDemand, PrivacyMode, Public, TaskKind
+from panfm.site.policy_file import write_policy
 from simulation.partition import synthetic_hospitals
 from simulation.real_cohort import write_real_hospitals
 
@@ -40,7 +42,7 @@ class RehearsalCohort:
 
 
 def make_cohort(config: RunConfig, run_folder: Path, coordinator_key: str, on_progress: OnProgress) -> RehearsalCohort:
-    """Write or index the scans, prepare every store, and give each hospital a policy.
+    """Write or index the scans, prepare every store, and give each hospital a policy, a key and an audit log.
 
     Folders are made side by side in `config.workers` processes; what is in them does not depend on how many.
 
@@ -55,9 +57,27 @@ def make_cohort(config: RunConfig, run_folder: Path, coordinator_key: str, on_pr
     for site, folder in hospitals.items():
         organs = {entry.organ for entry in PreparedStore.open(folder / "store").entries}
         held = [organ for organ in config.organs if organ in organs]
-        write_policy(folder, Policy(site=site, coordinator_key=coordinator_key, organs=held))
+        write_policy(folder, _policy(site, coordinator_key, held))
+        begin_identity(folder, site)
     evaluation = tuple(job.folder for job in jobs if job.is_evaluation)
     return RehearsalCohort(hospitals=dict(sorted(hospitals.items())), evaluation=evaluation)
+
+
+def _policy(site: str, coordinator_key: str, organs: Sequence[str]) -> Policy:
+    """The policy of a pretend hospital: its people are invented or public, so it takes part in whatever is rehearsed."""
+    return Policy(
+        site=site,
+        coordinator_keys=(coordinator_key,),
+        organs=tuple(organs),
+        tasks=tuple(TaskKind),
+        privacy=PrivacyDemand(mode=PrivacyMode.none),
+        public=tuple(Public),
+        bounds={"rounds": Bounds(most=1_000_000)},
+        min_subjects=1,
+        min_subjects_per_organ=1,
+        rounds_per_day=1_000_000,
+        min_free_memory_gib=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +146,8 @@ def _make_folder(job: _Job) -> None:
 def _real_jobs(config: RunConfig, run_folder: Path) -> list[_Job]:
     if not config.data:
         raise ConfigError("cohort.kind=real needs data=FOLDER, the folder of real scans; recipe=demo needs none")
-    real = write_real_hospitals(Path(config.data), run_folder / "hospitals", train_share=config.cohort.train_share)
+    share, hospitals = config.cohort.train_share, run_folder / "hospitals"
+    real = write_real_hospitals(Path(config.data), hospitals, train_share=share, seed=config.seed)
     evaluation = _Job(folder=real.evaluation, config=config, is_evaluation=True)
     return [evaluation, *(_Job(folder=folder, config=config, is_evaluation=False) for folder in real.sites.values())]
 

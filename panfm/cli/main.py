@@ -12,6 +12,7 @@ import sys
 import typer
 
 from panfm import __version__
+from panfm.cli.bundle import bundle
 from panfm.cli.data import data
 from panfm.cli.report import report
 from panfm.cli.simulate import simulate
@@ -31,6 +32,7 @@ app = typer.Typer(
 # What follows the verb belongs to Hydra: `panfm simulate --cfg job` and `rounds=5` alike reach `python -m simulation`.
 app.command(context_settings={"ignore_unknown_options": True})(simulate)
 app.command()(report)
+app.command()(bundle)
 app.add_typer(data, name="data")
 app.add_typer(site, name="site")
 

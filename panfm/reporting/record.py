@@ -86,6 +86,8 @@ class SiteAnswered:
     num_steps: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     """`panfm.protocol.TrainMetrics` as a dict; empty unless accepted."""
+    audit_head: str = ""
+    """Head of the site's audit log when it answered, as DIGEST:LENGTH: the witness for `panfm site audit verify`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +42,12 @@ class AnswerStore:
             return str(json.loads(path.read_text())["task_digest"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(_DAMAGED) from error
+
+    def count_since(self, moment: datetime) -> int:
+        """Number of answers, of any run, that were committed after a moment; by the file system's clock."""
+        return sum(
+            path.stat().st_mtime > moment.timestamp() for path in self._folder.glob("[!.]*/round-[0-9]*/answer.json")
+        )
 
     def read(self, run: str, round_number: int) -> SiteUpdate:
         """The stored answer. Raises: DataError when there is none or it is damaged."""

@@ -29,7 +29,7 @@ from panfm.reporting.site_report import (
 )
 from panfm.reporting.slices import OrganPicture
 from panfm.site.answers import AnswerStore
-from panfm.site.policy import read_policy
+from panfm.site.policy_file import read_policy
 
 PICTURED_SUBJECTS = 4
 
@@ -95,6 +95,7 @@ def _rounds(answers: AnswerStore, model: ModelFolder) -> list[AnsweredRound]:
             seconds=answer.metrics.seconds,
         )
         for answer in given
+        if answer.metrics is not None
     ]
 
 

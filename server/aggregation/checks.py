@@ -108,7 +108,7 @@ def _check_counts(update: SiteUpdate, organs: Collection[str], max_steps: int) -
 
 
 def _check_metrics(update: SiteUpdate) -> str | None:
-    for name, value in _numbers(update.metrics):
+    for name, value in _numbers(update.metrics) if update.metrics else ():
         if not math.isfinite(value):
             return f"metric {_short(name)} is not finite"
     return None

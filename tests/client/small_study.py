@@ -21,12 +21,12 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client.app import app as client_app
-from client.messages import decode_task, encode_reply
+from client.messages import decode_task
 from panfm import recipes
 from panfm.config import RunConfig
 from panfm.groups import SHARED_GROUPS, keep_groups, split_by_group
 from panfm.models.build import initial_parameters
-from panfm.protocol import Envelope, SiteUpdate, TrainMetrics, TrainTask
+from panfm.protocol import Envelope, JoinAnswer, Refusal, SiteUpdate, TrainMetrics, TrainTask, to_envelope
 from panfm.reporting.record import Event, SiteAnswered, read_record
 from panfm.signing import public_hex, sign
 from server.run_folder import RECORD_FILE, coordinator_key
@@ -169,6 +169,11 @@ def to_content(envelope: Envelope) -> RecordDict:
     return RecordDict({"envelope": header, "tensors": arrays})
 
 
+def reply_with(answer: JoinAnswer | SiteUpdate | Refusal, message: Message) -> Message:
+    """An answer that passed no gate, as a site with other code would send it."""
+    return Message(to_content(to_envelope(answer)), reply_to=message)
+
+
 def tensor_names(message: Message) -> set[str]:
     return {name for record in message.content.array_records.values() for name in record}
 
@@ -229,7 +234,7 @@ def quick_update(task: TrainTask, **changes: Any) -> SiteUpdate:
 
 def quick_train(message: Message, _context: Context) -> Message:
     """Answer a task at once."""
-    return encode_reply(quick_update(decode_task(message)), message)
+    return reply_with(quick_update(decode_task(message)), message)
 
 
 Answering = Callable[[Mapping[int, Message]], Message]

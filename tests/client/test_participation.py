@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from datetime import UTC, datetime, tzinfo
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from panfm import recipes, update
 from panfm.groups import keep_groups, split_by_group
 from panfm.models.build import initial_parameters
 from panfm.pretrain.local_round import train_round
-from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate
+from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, to_envelope
 from panfm.signing import sign
+from panfm.site.answers import AnswerStore
 from tests.client.small_study import HELD, SmallStudy, same_bits, signed_task
 
 
@@ -49,9 +52,8 @@ def test_joining_tells_who_the_site_is(workspace: Workspace) -> None:
         panfm_version=panfm.__version__,
         num_subjects=counts,
     )
-    discreet = replace(workspace, policy=replace(workspace.policy, tell_counts=False))
-    assert join(discreet).num_subjects == {}
-    assert join(discreet).organs == HELD["neuro"]
+    choosy = replace(workspace, policy=replace(workspace.policy, min_subjects_per_organ=max(counts.values()) + 1))
+    assert join(choosy).organs == ()
 
 
 def test_answer_holds_the_groups_that_were_trained_and_true_counts(study: SmallStudy, workspace: Workspace) -> None:
@@ -166,3 +168,67 @@ def test_organ_that_was_not_sent_is_not_trained(study: SmallStudy, workspace: Wo
     assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "brain"}
     assert set(answer.organ_subjects) == {"brain"}
     assert not torch.equal(answer.deltas["trunk.norm.weight"], torch.zeros(recipe.model.width))
+
+
+def test_scans_that_changed_are_named_at_the_site_and_only_counted_elsewhere(
+    study: SmallStudy, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    volumes = sorted((workspace.folder / "store" / "brain").glob("*.npy"))
+    volumes[0].write_bytes(volumes[0].read_bytes()[:-1] + b"\x7f")
+    volumes[1].unlink()
+    answer = take_part(signed_task(study, "neuro"), workspace)
+    assert isinstance(answer, SiteUpdate)
+    lost = [volume.name.partition("@")[0] for volume in volumes[:2]]
+    assert answer.metrics is not None
+    assert answer.metrics.dropped_scans == 2
+    assert answer.organ_subjects["brain"] == len(workspace.subjects()["brain"]) - 2
+    assert not any(name in to_envelope(answer).header for name in lost)
+    kept = AnswerStore(workspace.folder / "state" / "answers").dropped(answer.run, answer.round)
+    assert [(scan.subject, scan.organ) for scan in kept] == [(name, "brain") for name in lost]
+    assert "has changed since it was prepared" in kept[0].reason
+    assert [record.levelname for record in caplog.records if lost[1] in record.getMessage()] == ["WARNING"]
+
+
+def test_day_has_as_many_rounds_as_the_policy_says(
+    study: SmallStudy, workspace: Workspace, trainings: list[int]
+) -> None:
+    twice = replace(workspace, policy=replace(workspace.policy, rounds_per_day=2))
+    answers = [take_part(signed_task(study, "neuro", run=run), twice) for run in ("a-1", "b-1", "c-1", "a-1")]
+    assert [answer.code if isinstance(answer, Refusal) else "" for answer in answers] == ["", "", "rounds_per_day", ""]
+    assert trainings == [1, 1], "and the last was answered from the store"
+    for path in (workspace.folder / "state" / "answers").glob("*/*/answer.json"):
+        os.utime(path, (path.stat().st_mtime - 86_401,) * 2)
+    assert isinstance(take_part(signed_task(study, "neuro", run="c-1"), twice), SiteUpdate), "the next day"
+
+
+def test_night_is_by_the_sites_own_clock(
+    study: SmallStudy, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Noon:
+            return cls(2026, 1, 15, 12, 0, tzinfo=UTC).astimezone(tz)
+
+    monkeypatch.setattr(participation, "datetime", Noon)
+    codes = []
+    for zone in ("UTC", "Pacific/Auckland"):  # there it is one in the night
+        policy = replace(workspace.policy, hours=("22:00-06:00",), time_zone=zone)
+        answer = take_part(signed_task(study, "neuro"), replace(workspace, policy=policy))
+        codes.append(answer.code if isinstance(answer, Refusal) else "")
+    assert codes == ["hours", ""]
+
+
+def test_memory_is_asked_of_the_policys_device(
+    study: SmallStudy, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def free(device: str) -> float:
+        asked.append(device)
+        return 3.9
+
+    monkeypatch.setattr(participation, "free_memory_gib", free)
+    policy = replace(workspace.policy, device="cuda:1", min_free_memory_gib=4.0)
+    answer = take_part(signed_task(study, "neuro"), replace(workspace, policy=policy))
+    assert isinstance(answer, Refusal)
+    assert (answer.code, asked) == ("memory", ["cuda:1"])

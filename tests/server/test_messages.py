@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from client.messages import decode_task, encode_reply
 from panfm.errors import ProtocolError
 from panfm.protocol import JoinAnswer, Refusal, SiteUpdate, TrainTask
+from panfm.site.egress import Released
 from server.messages import decode_reply, encode_join_question, encode_task, one_line, size_bytes
 from tests.client.small_study import metrics, same_bits
 
@@ -66,7 +67,7 @@ def test_task_arrives_bit_for_bit() -> None:
     ],
 )
 def test_answers_without_tensors_arrive(answer: JoinAnswer | Refusal) -> None:
-    assert decode_reply(encode_reply(answer, _question())) == answer
+    assert decode_reply(encode_reply(Released(answer=answer), _question())) == answer
 
 
 def test_update_arrives_bit_for_bit() -> None:
@@ -81,26 +82,24 @@ def test_update_arrives_bit_for_bit() -> None:
         num_steps=1,
         metrics=metrics(loss=float("nan")),
     )
-    came = decode_reply(encode_reply(update, _question()))
+    came = decode_reply(encode_reply(Released(answer=update), _question()))
     assert isinstance(came, SiteUpdate)
     assert same_bits(came.deltas, {name: tensor.contiguous() for name, tensor in TENSORS.items()})
 
 
 def test_what_was_decoded_is_the_coordinators_own_memory() -> None:
-    reply = encode_reply(
-        SiteUpdate(
-            run="r",
-            round=1,
-            site="s",
-            task_digest="0",
-            deltas={"trunk.a": torch.ones(2)},
-            num_subjects=1,
-            organ_subjects={},
-            num_steps=1,
-            metrics=metrics(),
-        ),
-        _question(),
+    update = SiteUpdate(
+        run="r",
+        round=1,
+        site="s",
+        task_digest="0",
+        deltas={"trunk.a": torch.ones(2)},
+        num_subjects=1,
+        organ_subjects={},
+        num_steps=1,
+        metrics=metrics(),
     )
+    reply = encode_reply(Released(answer=update), _question())
     for _ in range(2):
         came = decode_reply(reply)
         assert isinstance(came, SiteUpdate)

@@ -11,7 +11,6 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.messages import encode_reply
 from panfm import recipes
 from panfm.config import Recipe
 from panfm.errors import RunError
@@ -20,7 +19,7 @@ from panfm.reporting.record import SiteJoined, SiteRejected, read_record
 from server.participants import Participants
 from server.run_folder import RECORD_FILE
 from server.run_record import RunRecord
-from tests.client.small_study import SpyGrid, quick_update, site_of, to_content
+from tests.client.small_study import SpyGrid, quick_update, reply_with, site_of, to_content
 
 Join = Callable[[Message], Message]
 
@@ -33,14 +32,14 @@ def _says(**changes: object) -> Join:
             "protocol_version": PROTOCOL_VERSION,
             "panfm_version": "0.1.0",
         }
-        return encode_reply(JoinAnswer(**(values | changes)), message)  # type: ignore[arg-type]  # fields by name
+        return reply_with(JoinAnswer(**(values | changes)), message)  # type: ignore[arg-type]  # fields by name
 
     return join
 
 
 def _refuses(message: Message) -> Message:
     words = "the site's prepared scans are missing;\nits own log says which"
-    return encode_reply(Refusal(run="", round=0, site="", code="site_data", reason=words), message)
+    return reply_with(Refusal(run="", round=0, site="", code="site_data", reason=words), message)
 
 
 def _other_code(message: Message) -> Message:

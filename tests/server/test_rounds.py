@@ -13,7 +13,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from client.messages import decode_task, encode_reply
+from client.messages import decode_task
 from panfm.errors import PanfmError
 from panfm.export.model_folder import read_model
 from panfm.groups import keep_groups
@@ -33,6 +33,7 @@ from tests.client.small_study import (
     metrics,
     quick_train,
     quick_update,
+    reply_with,
     same_bits,
     site_of,
     to_content,
@@ -49,7 +50,7 @@ def _answering(change: Callable[[TrainTask], dict[str, object]]) -> Fault:
 
     def train(message: Message, _context: Context) -> Message:
         task = decode_task(message)
-        return encode_reply(quick_update(task, **change(task)), message)
+        return reply_with(quick_update(task, **change(task)), message)
 
     return train
 
@@ -90,7 +91,7 @@ def _no_array(message: Message, _context: Context) -> Message:
 
 def _a_join(message: Message, _context: Context) -> Message:
     joined = JoinAnswer(site="neuro", organs=("brain",), protocol_version=1, panfm_version="0")
-    return encode_reply(joined, message)
+    return reply_with(joined, message)
 
 
 def _its_own_task(message: Message, _context: Context) -> Message:
@@ -101,7 +102,7 @@ def _refusal(message: Message, _context: Context) -> Message:
     task = decode_task(message)
     words = "the budget of this month\nis spent" + " and so on" * 100
     refusal = Refusal(run=task.run, round=task.round, site=task.site, code="budget", reason=words)
-    return encode_reply(refusal, message)
+    return reply_with(refusal, message)
 
 
 FAULTS: list[tuple[str, Fault, str, str]] = [

@@ -16,7 +16,7 @@ from panfm.data.manifest import read_labels
 from panfm.data.prepare import prepare_store
 from panfm.data.store import PreparedStore
 from panfm.errors import ConfigError, DataError, RunError
-from panfm.site.policy import read_policy
+from panfm.site.policy_file import read_policy
 from simulation import hospitals
 from simulation.hospitals import RehearsalCohort, make_cohort
 from tests.client.small_study import HELD
@@ -48,7 +48,7 @@ def test_each_hospital_has_scans_store_and_a_policy_of_its_own(cohort: Rehearsal
     for site, folder in cohort.hospitals.items():
         assert {path.name for path in folder.iterdir()} >= {"scans.csv", "labels.csv", "store", "policy.yaml"}
         policy = read_policy(folder)
-        assert (policy.site, policy.coordinator_key) == (site, KEY)
+        assert (policy.site, policy.coordinator_keys) == (site, (KEY,))
         assert tuple(policy.organs) == HELD[site]
         workspace = open_workspace({"site-folder": str(folder)})
         assert tuple(workspace.subjects()) == HELD[site]

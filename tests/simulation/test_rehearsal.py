@@ -28,6 +28,9 @@ from panfm.reporting.record import (
     SiteJoined,
     read_record,
 )
+from panfm.site.audit_chain import head_from
+from panfm.site.audit_log import inspect_folder
+from panfm.site.identity import read_public_key
 from panfm.site.report import make_site_report
 from simulation import rehearsal
 from simulation.hospitals import RehearsalCohort
@@ -81,6 +84,24 @@ def test_reports_of_the_run_and_of_each_hospital_are_there(rehearsed: tuple[Path
         assert f"hospitals/{site}/site_report.html" in page
         assert "sub-0" in own
     assert "sub-0" not in page
+
+
+def test_each_hospital_has_an_audit_log_that_the_run_is_a_witness_of(rehearsed: tuple[Path, str]) -> None:
+    folder = rehearsed[0]
+    answers = [event for event in read_record(folder / "record.jsonl") if isinstance(event, SiteAnswered)]
+    for site in HELD:
+        own = folder / "hospitals" / site
+        heads = [head_from(answer.audit_head) for answer in answers if answer.site == site]
+        found = inspect_folder(own, read_public_key(own), heads)
+        assert found.fault is None
+        one_round = ["task_received", "answer_sent"]
+        assert [entry.event for entry in found.entries] == ["log_opened", "answer_sent", *one_round, *one_round]
+        assert found.head == heads[-1]
+        content = (own / "state" / "audit.log").read_bytes()
+        for secret in (b"sub-", b".nii", b".npy", str(folder).encode()):
+            assert secret not in content
+    keys = {read_public_key(folder / "hospitals" / site) for site in HELD}
+    assert len(keys) == len(HELD), "each has a key of its own"
 
 
 def test_person_sees_each_round_and_the_probes(rehearsed: tuple[Path, str]) -> None:

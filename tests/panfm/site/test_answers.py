@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,18 @@ def test_scans_done_without_are_kept_with_the_answer(tmp_path: Path, answer: Sit
     _only(tmp_path, "dropped.json").write_text("[{}]")
     with pytest.raises(DataError, match="cannot be read; restore"):
         store.dropped("demo-1", 2)
+
+
+def test_answers_of_the_last_day_are_counted_over_all_runs(tmp_path: Path, answer: SiteUpdate) -> None:
+    store, now = AnswerStore(tmp_path / "answers"), datetime.now(UTC)
+    assert store.count_since(now - timedelta(days=1)) == 0
+    for run, number in (("demo-1", 2), ("demo-1", 3), ("other-2", 1)):
+        store.commit(replace(answer, run=run, round=number))
+    assert store.count_since(now - timedelta(days=1)) == 3
+    old = _only(tmp_path / "answers" / hashlib.sha256(b"other-2").hexdigest()[:16], "answer.json")
+    os.utime(old, (now.timestamp() - 90_000,) * 2)
+    assert store.count_since(now - timedelta(days=1)) == 2
+    assert store.count_since(now + timedelta(days=1)) == 0
 
 
 def test_other_runs_and_rounds_have_no_answer(tmp_path: Path, answer: SiteUpdate) -> None:

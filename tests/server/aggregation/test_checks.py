@@ -75,7 +75,11 @@ def _only(*names: str) -> Change:
 
 
 def _metric(**values: Any) -> Change:
-    return lambda update: replace(update, metrics=replace(update.metrics, **values))
+    def change(update: SiteUpdate) -> SiteUpdate:
+        assert update.metrics is not None
+        return replace(update, metrics=replace(update.metrics, **values))
+
+    return change
 
 
 WRONG: dict[str, tuple[Change, str]] = {
@@ -143,6 +147,7 @@ def test_the_rest_of_the_round_goes_on(wrong: str, make_good: MakeGood, make_upd
         _with(),
         _only("trunk.w", "heads.w"),
         _only("organs.brain.adapter", "organs.brain.token"),
+        _with(metrics=None),
         _with(num_steps=1),
         _with(num_steps=20),
         _with(num_subjects=7919),

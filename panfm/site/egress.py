@@ -1,0 +1,218 @@
+"""The egress gate: the one door through which anything leaves a site, tensors, counts, metrics and words of trouble alike.
+
+`release` takes an answer as the site made it, the policy and the task that was asked, and returns what may leave of it. Only what
+it returns can be put into a message (`client.messages.encode_reply` takes nothing else). Nothing is trusted for having been made
+here: names and shapes must be those of the task, numbers are finite and rounded, words come from `panfm.site.refusals`.
+
+What it cannot do: tell an honest delta from one in which approved code has hidden a scan. That is why a site runs only code
+that it approved, and why an update without noise must be declared public (deploy/guides/threat_model.md).
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+import panfm
+from panfm import update
+from panfm.errors import AuditError, CheckpointError, ConfigError, DataError, ProtocolError, RunError
+from panfm.groups import SHARED_GROUPS, group_of
+from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainMetrics, TrainTask, to_envelope
+from panfm.site.policy import Policy, PrivacyMode, Public
+from panfm.site.refusals import reason_of, sayable
+
+Answer = JoinAnswer | SiteUpdate | Refusal
+
+METRIC_DIGITS = 4
+"""Significant digits of a metric that leaves: enough for every curve, and less than 19 bits with sign and exponent."""
+COARSE_METRIC_DIGITS = 2
+"""The same where counts are not public: a rate of 0.3333 would tell that its denominator is a multiple of three."""
+SMALLEST_METRIC, LARGEST_METRIC = 1e-6, 1e9
+"""Smaller ones leave as 0; a larger one is none of a healthy round."""
+
+_CODES: tuple[tuple[type[BaseException], str], ...] = (
+    (ConfigError, "site_config"),
+    (DataError, "site_data"),
+    (ProtocolError, "site_protocol"),
+    (CheckpointError, "site_parameters"),
+    (RunError, "site_training"),
+    (AuditError, "site_audit"),
+    (MemoryError, "site_memory"),
+    (torch.OutOfMemoryError, "site_memory"),
+)
+"""What may be told of a failure, by its kind."""
+
+_HEAD = re.compile(r"[0-9a-f]{64}:\d{1,15}")
+
+
+class EgressError(Exception):
+    """An answer of the site's own that may not leave; its words are for the site's log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """An answer that passed the gate. Made here only; a test looks for any other place."""
+
+    answer: Answer
+
+    def summary(self) -> dict[str, str | int]:
+        """What leaves, for the site's audit log: kind, digests and sizes, and the code of a refusal.
+
+        Of an update it is taken before the head of that log is put in.
+        """
+        envelope = to_envelope(self.answer)
+        about: dict[str, str | int] = {
+            "kind": envelope.kind,
+            "header_bytes": len(envelope.header.encode()),
+            "header_sha256": hashlib.sha256(envelope.header.encode()).hexdigest(),
+            "tensors": len(envelope.tensors),
+            "tensor_bytes": sum(tensor.numel() * tensor.element_size() for tensor in envelope.tensors.values()),
+            "tensors_sha256": update.digest(envelope.tensors),
+        }
+        return about | ({"code": self.answer.code} if isinstance(self.answer, Refusal) else {})
+
+    def witnessed(self, audit_head: str) -> Released:
+        """An update takes the head of the site's audit log along, so that the coordinator holds a witness of it."""
+        if not isinstance(self.answer, SiteUpdate):
+            return self
+        _require(_HEAD.fullmatch(audit_head) is not None, "a head of the audit log that is none")
+        return Released(answer=replace(self.answer, audit_head=audit_head))
+
+
+def release(answer: Answer, policy: Policy, asked: TrainTask | None) -> Released:
+    """What of an answer may leave.
+
+    Args:
+        asked: the task that it answers; None where the site was asked who it is.
+    Raises: EgressError when something in it may not leave and cannot be left out; its words are the site's own.
+    """
+    if isinstance(answer, Refusal):
+        return Released(answer=_refusal(answer, policy, asked))
+    if isinstance(answer, JoinAnswer):
+        return Released(answer=_join_answer(answer, policy))
+    if asked is None:
+        raise EgressError("an update that answers no task")
+    return Released(answer=_site_update(answer, policy, asked))
+
+
+def released_error(error: BaseException) -> Released:
+    """What may leave of a failure, whatever it was: a code and a fixed line. Needs no policy, which may be what failed."""
+    code = "site_egress" if isinstance(error, EgressError) else "site_error"
+    return released_code(next((code for kind, code in _CODES if isinstance(error, kind)), code))
+
+
+def released_code(code: str) -> Released:
+    """A refusal of whatever came, before it was known to be a task: one of the table's codes, and its words."""
+    return Released(answer=Refusal(run="", round=0, site="", code=code, reason=reason_of(code)))
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise EgressError(problem)
+
+
+def _refusal(answer: Refusal, policy: Policy, asked: TrainTask | None) -> Refusal:
+    _require((answer.code, answer.reason) in sayable(), f"a refusal in words of its own: {answer.code!r:.80}")
+    _check_address(answer, policy, asked)
+    return answer
+
+
+def _check_address(answer: SiteUpdate | Refusal, policy: Policy, asked: TrainTask | None) -> None:
+    """An answer repeats the words of whoever asked, and no others."""
+    _require(asked is not None, "an answer to no task")
+    assert asked is not None
+    _require((answer.run, answer.round) == (asked.run, asked.round), "an answer to another run or round than asked")
+    _require(answer.site == policy.site, "an answer under another name than the policy's")
+
+
+def _join_answer(answer: JoinAnswer, policy: Policy) -> JoinAnswer:
+    _require(answer.site == policy.site, "a site under another name than the policy's")
+    _require(set(answer.organs) <= set(policy.organs), "an organ that the policy does not offer")
+    own_versions = (PROTOCOL_VERSION, panfm.__version__)
+    _require((answer.protocol_version, answer.panfm_version) == own_versions, "versions that are not panfm's own")
+    if Public.counts not in policy.public:
+        return replace(answer, num_subjects={})
+    _check_counts(answer.num_subjects, answer.organs)
+    return answer
+
+
+def _site_update(answer: SiteUpdate, policy: Policy, asked: TrainTask) -> SiteUpdate:
+    _check_address(answer, policy, asked)
+    _require(answer.task_digest == asked.digest(), "an answer to another task than asked")
+    _require(answer.audit_head == "", "words where the head of the audit log is to come")
+    _require(
+        policy.privacy.mode is PrivacyMode.none and Public.updates in policy.public,
+        "an update without noise, which the policy does not declare public",
+    )
+    _check_tensors(answer.deltas, asked.student, (*SHARED_GROUPS, *policy.organs))
+    _check_counts(answer.organ_subjects, policy.organs)
+    _require(type(answer.num_subjects) is int and answer.num_subjects >= 1, "a number of subjects below 1")
+    _require(type(answer.num_steps) is int and answer.num_steps >= 1, "a number of steps below 1")
+    metrics = _metrics(answer.metrics, policy) if Public.metrics in policy.public else None
+    if Public.counts in policy.public:
+        return replace(answer, metrics=metrics)
+    nominal = policy.nominal_subjects
+    trained = {organ: nominal if number else 0 for organ, number in answer.organ_subjects.items()}
+    return replace(answer, metrics=metrics, num_subjects=nominal, organ_subjects=trained)
+
+
+def _check_tensors(deltas: Mapping[str, Tensor], sent: Mapping[str, Tensor], groups: tuple[str, ...]) -> None:
+    """Only what the site was sent comes back: the same names, shapes and types, hence no more bytes."""
+    for name, delta in deltas.items():
+        _require(name in sent, f"a tensor that the task did not hold: {name!r:.80}")
+        _require(group_of(name) in groups, f"a tensor of an organ that the policy does not offer: {name}")
+        _require(
+            delta.shape == sent[name].shape and delta.dtype == sent[name].dtype,
+            f"{name} of another shape or type than sent: {tuple(delta.shape)} {delta.dtype}",
+        )
+        _require(bool(torch.isfinite(delta).all()), f"{name} holds values that are not finite")
+
+
+def _check_counts(counts: Mapping[str, int], organs: tuple[str, ...]) -> None:
+    for organ, number in counts.items():
+        _require(organ in organs, f"a count of something that is no organ of the site: {organ!r:.80}")
+        _require(type(number) is int and number >= 0, f"a count that is no whole number: {number!r:.80}")
+
+
+def _metrics(metrics: TrainMetrics | None, policy: Policy) -> TrainMetrics | None:
+    """The fields that the protocol knows, by organs that the policy offers, rounded; hence a bounded number of bits."""
+    if metrics is None:
+        return None
+    with_counts = Public.counts in policy.public
+    digits = METRIC_DIGITS if with_counts else COARSE_METRIC_DIGITS
+    kept = {
+        name: value if name == "dropped_scans" else _rounded_all(name, value, digits, policy.organs)
+        for name, value in asdict(metrics).items()
+    }
+    _require(type(kept["dropped_scans"]) is int and kept["dropped_scans"] >= 0, "dropped_scans is no whole number")
+    return TrainMetrics(**(kept if with_counts else kept | {"dropped_scans": 0}))
+
+
+_BY_ORGAN = frozenset(name for name, kind in get_type_hints(TrainMetrics).items() if kind == dict[str, float])
+_OPTIONAL = frozenset(f.name for f in fields(TrainMetrics) if f.type == "float | None")
+
+
+def _rounded_all(name: str, value: object, digits: int, organs: tuple[str, ...]) -> Any:
+    if value is None and name in _OPTIONAL:
+        return None
+    if name not in _BY_ORGAN:
+        return _rounded(name, value, digits)
+    _require(isinstance(value, Mapping), f"metric {name} is not by organ")
+    assert isinstance(value, Mapping)
+    _require(set(value) <= set(organs), f"metric {name} of something that is no organ of the site")
+    return {organ: _rounded(name, number, digits) for organ, number in value.items()}
+
+
+def _rounded(name: str, value: object, digits: int) -> float:
+    _require(isinstance(value, int | float) and math.isfinite(value), f"metric {name} is no finite number")
+    assert isinstance(value, int | float)
+    _require(abs(value) <= LARGEST_METRIC, f"metric {name} is larger than {LARGEST_METRIC:g}")
+    return 0.0 if abs(value) < SMALLEST_METRIC else float(f"{value:.{digits - 1}e}")

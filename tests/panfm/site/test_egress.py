@@ -1,0 +1,337 @@
+"""The egress gate: what leaves is what the policy declares public, in the task's own names, and never more."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import panfm
+from panfm.errors import AuditError, CheckpointError, ConfigError, DataError, ProtocolError, RunError, ScanError
+from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainMetrics, TrainTask
+from panfm.site.egress import EgressError, Released, release, released_error
+from panfm.site.policy import Policy, PrivacyDemand, PrivacyMode, Public, TaskKind
+from panfm.site.refusals import reason_of, sayable
+
+NAMES = ("trunk.a", "heads.a", "organs.brain.a", "organs.heart.a")
+SECRET = "/srv/scans/sub-31415_brain.nii"
+EVERYTHING = tuple(Public)
+
+
+def _policy(*public: Public, **changes: Any) -> Policy:
+    said: dict[str, Any] = {
+        "site": "north",
+        "coordinator_keys": ("ab" * 32,),
+        "organs": ("brain", "heart"),
+        "tasks": (TaskKind.pretrain,),
+        "privacy": PrivacyDemand(mode=PrivacyMode.none),
+        "public": public,
+    }
+    return Policy(**(said | changes))
+
+
+def _task(**changes: Any) -> TrainTask:
+    parameters = {name: torch.zeros(2, 3) for name in NAMES}
+    values: dict[str, Any] = {"run": "r", "round": 1, "site": "north", "recipe": "", "student": parameters}
+    return TrainTask(**(values | {"teacher": {}} | changes))
+
+
+def _metrics(**changes: Any) -> TrainMetrics:
+    told: dict[str, Any] = {
+        "loss": 0.123456789,
+        "loss_patch": 1234.56789,
+        "loss_organ": None,
+        "collapse_loss": 2 / 3,
+        "gradient_norm": 1e-9,
+        "share": {"brain": 1 / 3, "heart": 2 / 3},
+        "lift": {"brain": 1.0},
+        "masked_rate": {"heart": 5 / 17},
+        "share_entropy": 0.98764,
+        "effective_rank": {"brain": 23.456},
+        "spread": {},
+        "seconds": 12.3456,
+        "dropped_scans": 3,
+    }
+    return TrainMetrics(**(told | changes))
+
+
+def _update(task: TrainTask, **changes: Any) -> SiteUpdate:
+    values: dict[str, Any] = {
+        "run": task.run,
+        "round": task.round,
+        "site": task.site,
+        "task_digest": task.digest(),
+        "deltas": {name: torch.full((2, 3), 0.5) for name in NAMES},
+        "num_subjects": 27,
+        "organ_subjects": {"brain": 27, "heart": 11},
+        "num_steps": 4,
+        "metrics": _metrics(),
+    }
+    return SiteUpdate(**(values | changes))
+
+
+def _left(answer: SiteUpdate, policy: Policy, task: TrainTask) -> SiteUpdate:
+    released = release(answer, policy, task).answer
+    assert isinstance(released, SiteUpdate)
+    return released
+
+
+def test_everything_public_leaves_with_metrics_rounded() -> None:
+    task = _task()
+    answer = _update(task)
+    left = _left(answer, _policy(*EVERYTHING), task)
+    assert replace(left, metrics=None) == replace(answer, metrics=None)
+    assert left.metrics == _metrics(
+        loss=0.1235,
+        loss_patch=1235.0,
+        collapse_loss=0.6667,
+        gradient_norm=0.0,
+        share={"brain": 0.3333, "heart": 0.6667},
+        masked_rate={"heart": 0.2941},
+        share_entropy=0.9876,
+        effective_rank={"brain": 23.46},
+        seconds=12.35,
+    )
+
+
+def test_counts_that_are_not_public_leave_as_a_nominal_number() -> None:
+    task = _task()
+    left = _left(_update(task), _policy(Public.updates, Public.metrics, nominal_subjects=100), task)
+    assert (left.num_subjects, left.organ_subjects) == (100, {"brain": 100, "heart": 100})
+    assert left.metrics is not None
+    assert left.metrics.dropped_scans == 0
+    assert left.metrics.masked_rate == {"heart": 0.29}, "17 scans could not be told from its denominator"
+    none_of_one = _left(_update(task, organ_subjects={"brain": 27, "heart": 0}), _policy(Public.updates), task)
+    assert none_of_one.organ_subjects == {"brain": 1, "heart": 0}, "an organ that was not trained has no say"
+
+
+def test_metrics_that_are_not_public_stay() -> None:
+    task = _task()
+    assert _left(_update(task), _policy(Public.updates, Public.counts), task).metrics is None
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        _policy(Public.counts, Public.metrics),
+        _policy(*EVERYTHING, privacy=PrivacyDemand(mode=PrivacyMode.dp, epsilon=1.0, delta=1e-6)),
+    ],
+)
+def test_update_without_noise_leaves_only_where_it_is_declared_public(policy: Policy) -> None:
+    """Admission has refused such a task before; the gate does not rely on it, and today's policy counts for old answers."""
+    with pytest.raises(EgressError, match="without noise"):
+        release(_update(_task()), policy, _task())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": SECRET}, "another run or round"),
+        ({"round": 2}, "another run or round"),
+        ({"site": SECRET}, "another name"),
+        ({"task_digest": "00" * 32}, "another task"),
+        ({"audit_head": SECRET}, "words where"),
+        ({"deltas": {"trunk.sub-31415": torch.zeros(2, 3)}}, "did not hold"),
+        ({"deltas": {"organs.liver.a": torch.zeros(2, 3)}}, "did not hold"),
+        ({"deltas": {"trunk.a": torch.zeros(2, 4)}}, "another shape"),
+        ({"deltas": {"trunk.a": torch.zeros(2, 3, dtype=torch.float64)}}, "another shape or type"),
+        ({"deltas": {"trunk.a": torch.zeros(2, 3, dtype=torch.float16)}}, "another shape or type"),
+        ({"deltas": {"trunk.a": torch.full((2, 3), math.nan)}}, "not finite"),
+        ({"deltas": {"trunk.a": torch.full((2, 3), math.inf)}}, "not finite"),
+        ({"organ_subjects": {"sub-31415": 1}}, "no organ"),
+        ({"organ_subjects": {"brain": -1}}, "no whole number"),
+        ({"organ_subjects": {"brain": 0.5}}, "no whole number"),
+        ({"organ_subjects": {"brain": True}}, "no whole number"),
+        ({"num_subjects": 0}, "number of subjects"),
+        ({"num_subjects": 1.5}, "number of subjects"),
+        ({"num_steps": 0}, "number of steps"),
+        ({"num_steps": "4"}, "number of steps"),
+        ({"metrics": _metrics(loss=math.nan)}, "no finite number"),
+        ({"metrics": _metrics(loss=None)}, "no finite number"),
+        ({"metrics": _metrics(loss="sub-31415")}, "no finite number"),
+        ({"metrics": _metrics(loss=1.1e9)}, "larger than"),
+        ({"metrics": _metrics(share={"sub-31415": 0.5})}, "no organ"),
+        ({"metrics": _metrics(share={"liver": 0.5})}, "no organ"),
+        ({"metrics": _metrics(share=0.5)}, "not by organ"),
+        ({"metrics": _metrics(spread={"brain": [1.0]})}, "no finite number"),
+        ({"metrics": _metrics(dropped_scans=0.5)}, "dropped_scans"),
+        ({"metrics": _metrics(dropped_scans=-1)}, "dropped_scans"),
+    ],
+)
+def test_what_may_not_leave_stops_the_answer(changes: dict[str, Any], words: str) -> None:
+    task = _task()
+    with pytest.raises(EgressError, match=words):
+        release(_update(task, **changes), _policy(*EVERYTHING), task)
+
+
+def test_organ_that_the_policy_has_withdrawn_leaves_no_more() -> None:
+    """A stored answer is sent again by today's policy."""
+    task = _task()
+    with pytest.raises(EgressError, match="a tensor of an organ that the policy does not offer"):
+        release(_update(task), _policy(*EVERYTHING, organs=("brain",)), task)
+
+
+def test_answers_to_nothing_do_not_leave() -> None:
+    with pytest.raises(EgressError, match="no task"):
+        release(_update(_task()), _policy(*EVERYTHING), None)
+    refusal = Refusal(run="r", round=1, site="north", code="hours", reason=reason_of("hours"))
+    with pytest.raises(EgressError, match="no task"):
+        release(refusal, _policy(), None)
+
+
+def _joined(**changes: Any) -> JoinAnswer:
+    values: dict[str, Any] = {
+        "site": "north",
+        "organs": ("brain",),
+        "protocol_version": PROTOCOL_VERSION,
+        "panfm_version": panfm.__version__,
+        "num_subjects": {"brain": 27},
+    }
+    return JoinAnswer(**(values | changes))
+
+
+def test_join_answer_tells_counts_only_where_they_are_public() -> None:
+    assert release(_joined(), _policy(Public.counts), None).answer == _joined()
+    assert release(_joined(), _policy(Public.updates, Public.metrics), None).answer == _joined(num_subjects={})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site": "sub-31415"},
+        {"organs": ("brain", "liver")},
+        {"panfm_version": SECRET},
+        {"protocol_version": 31415},
+        {"num_subjects": {"heart": 3}},
+        {"num_subjects": {"brain": 2.5}},
+    ],
+)
+def test_join_answer_in_other_words_does_not_leave(changes: dict[str, Any]) -> None:
+    with pytest.raises(EgressError):
+        release(_joined(**changes), _policy(*EVERYTHING), None)
+
+
+def test_refusal_leaves_in_the_words_of_the_table_only() -> None:
+    task = _task()
+    for code, reason in sorted(sayable()):
+        answer = Refusal(run="r", round=1, site="north", code=code, reason=reason)
+        assert release(answer, _policy(), task).answer == answer
+    good = {"run": "r", "round": 1, "site": "north", "code": "hours", "reason": reason_of("hours")}
+    for change in (
+        {"code": "sub-31415"},
+        {"reason": SECRET},
+        {"reason": reason_of("hours") + " 31415"},
+        {"code": "recipe_out_of_bounds", "reason": reason_of("recipe_out_of_bounds", SECRET)},
+        {"run": SECRET},
+        {"round": 31415},
+        {"site": SECRET},
+    ):
+        with pytest.raises(EgressError):
+            release(Refusal(**(good | change)), _policy(), task)  # type: ignore[arg-type]  # fields by name
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError(SECRET), "site_config"),
+        (DataError(SECRET), "site_data"),
+        (ScanError(SECRET, "sub-31415"), "site_data"),
+        (ProtocolError(SECRET), "site_protocol"),
+        (CheckpointError(SECRET), "site_parameters"),
+        (RunError(SECRET), "site_training"),
+        (AuditError(SECRET), "site_audit"),
+        (MemoryError(SECRET), "site_memory"),
+        (torch.OutOfMemoryError(SECRET), "site_memory"),
+        (EgressError(SECRET), "site_egress"),
+        (KeyError(SECRET), "site_error"),
+        (BaseException(SECRET), "site_error"),
+        (SystemExit(SECRET), "site_error"),
+    ],
+)
+def test_of_a_failure_a_code_and_a_fixed_line_leave(error: BaseException, code: str) -> None:
+    answer = released_error(error).answer
+    assert answer == Refusal(run="", round=0, site="", code=code, reason=reason_of(code))
+
+
+def test_summary_says_what_left_and_no_more() -> None:
+    task = _task()
+    about = release(_update(task), _policy(*EVERYTHING), task).summary()
+    assert (about["kind"], about["tensors"], about["tensor_bytes"]) == ("site_update", 4, 4 * 6 * 4)
+    assert len(str(about["tensors_sha256"])) == 64
+    assert "code" not in about
+    said = released_error(ConfigError(SECRET)).summary()
+    assert (said["kind"], said["code"], said["tensors"]) == ("refusal", "site_config", 0)
+
+
+def test_only_an_update_takes_the_head_of_the_audit_log_along() -> None:
+    task, head = _task(), "ab" * 32 + ":7"
+    witnessed = release(_update(task), _policy(*EVERYTHING), task).witnessed(head).answer
+    assert isinstance(witnessed, SiteUpdate)
+    assert witnessed.audit_head == head
+    joined = release(_joined(), _policy(), None)
+    assert joined.witnessed(head) == joined
+    with pytest.raises(EgressError):
+        release(_update(task), _policy(*EVERYTHING), task).witnessed(SECRET)
+
+
+# A metric is a release: how much can be told by one.
+
+doubles = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
+"""Every bit pattern: whoever would hide a voxel in a metric chooses freely."""
+
+
+@given(value=doubles | st.floats(-1e9, 1e9), share=doubles | st.floats(0, 1))
+def test_metric_leaves_as_one_of_few_values_or_stops_the_answer(value: float, share: float) -> None:
+    task = _task()
+    answer = _update(task, metrics=_metrics(loss=value, share={"brain": share}))
+    try:
+        left = _left(answer, _policy(*EVERYTHING), task).metrics
+    except EgressError:
+        assert not (abs(value) <= 1e9 and abs(share) <= 1e9)
+        return
+    assert left is not None
+    for before, after in ((value, left.loss), (share, left.share["brain"])):
+        assert float(f"{after:.4g}") == after, "four digits say it all"
+        assert after == 0 or 1e-6 <= abs(after) <= 1e9
+        assert math.isclose(before, after, rel_tol=5.1e-4, abs_tol=1e-6)
+
+
+def test_bits_of_all_metrics_together_are_bounded() -> None:
+    """The figure of the threat model: at most 19 bits a number, seven numbers and five an organ."""
+    values = 2 * 9000 * 16 + 1  # sign, mantissa 1.000 to 9.999, exponent -6 to 9; and zero
+    assert values < 2**19
+    kinds = [str(f.type) for f in fields(TrainMetrics)]
+    assert kinds.count("dict[str, float]") == 5
+    assert kinds.count("float") + kinds.count("float | None") == 7
+    assert kinds.count("int") == len(kinds) - 12 == 1, "dropped_scans, a count"
+
+
+@given(
+    extra=st.dictionaries(st.sampled_from([f.name for f in fields(TrainMetrics)]), st.none() | st.text() | st.floats()),
+    public=st.sets(st.sampled_from(EVERYTHING)),
+)
+def test_gate_answers_or_stops_whatever_it_is_given(extra: dict[str, Any], public: set[Public]) -> None:
+    task = _task()
+    try:
+        left = release(_update(task, metrics=_metrics(**extra)), _policy(*public), task)
+    except EgressError:
+        return
+    assert isinstance(left, Released)
+    assert isinstance(left.answer, SiteUpdate)
+    told = asdict(left.answer.metrics) if left.answer.metrics else {}
+    assert not any(isinstance(value, str) for value in told.values())
+
+
+def test_nothing_that_was_given_is_changed() -> None:
+    task = _task()
+    answer = _update(task)
+    before = asdict(replace(answer, deltas={}))
+    release(answer, _policy(Public.updates), task)
+    assert asdict(replace(answer, deltas={})) == before

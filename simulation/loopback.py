@@ -1,9 +1,9 @@
 """A rehearsal over Flower's own programs: one SuperLink and a SuperNode per hospital, all on 127.0.0.1.
 
 Slower than calling the apps in process (every message starts a program), and closer to a deployment: the bundle is built,
-sent, unpacked and run as it would be at a hospital. Without TLS, which a deployment never is. Every program is started
-here in a session of its own and ended by its own process group, also on failure; so the SuperLink runs with process
-isolation, for the SuperExec that it would start itself leaves its group.
+sent, approved, unpacked and run as it would be at a hospital, by the runtimes of `deploy/` that guard Flower's programs.
+Without TLS, which a deployment never is. Every program is started here in a session of its own and ended by its own process
+group, also on failure. Tasks are handed out to whoever knows a secret of the run, as in a deployment.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -13,13 +13,15 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import tomli_w
@@ -37,6 +39,9 @@ from panfm.reporting.record import (
     SiteRejected,
     read_record,
 )
+from panfm.site.approvals import approve
+from panfm.site.bundling import build_bundle
+from panfm.site.identity import SiteIdentity
 from server.run_folder import RECORD_FILE, export_model
 from server.run_record import RunRecord
 
@@ -45,6 +50,9 @@ log = logging.getLogger("panfm.server")
 PROGRAMS = Path(sys.executable).parent
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 """Where pyproject.toml says what goes into the bundle."""
+COORDINATOR_SUPEREXEC = BUNDLE_ROOT / "deploy" / "coordinator" / "runtime" / "superexec.py"
+SITE_SUPEREXEC = BUNDLE_ROOT / "deploy" / "site" / "runtime" / "superexec.py"
+"""What starts tasks in a deployment; started by path, for deploy/ is imported by nobody."""
 
 START_TIMEOUT_S = 180.0
 """For programs to start and to answer: each imports torch and Flower, on a machine that may be busy."""
@@ -69,12 +77,15 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
     run_folder = runs / config.name
     flower = _Flower(home=run_folder / "flower", runs=runs, port=port)
     flower.prepare()
+    approve_own_bundle(hospitals.values())
     try:
         with contextlib.ExitStack() as programs:
             programs.enter_context(flower.superlink())
             programs.enter_context(flower.superexec())
             for site, folder in hospitals.items():
-                programs.enter_context(flower.supernode(site, folder))
+                site_port = _free_port()
+                programs.enter_context(flower.supernode(site, folder, site_port))
+                programs.enter_context(flower.site_superexec(site, site_port))
             flower.wait_for_nodes(len(hospitals))
             run_id = flower.submit(_patient(config))
             _follow(run_folder / RECORD_FILE, flower, run_id)
@@ -84,6 +95,18 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
     except RunError as error:
         _end_record(run_folder, "incomplete", str(error), time.monotonic() - started)
         raise
+
+
+def approve_own_bundle(sites: Iterable[Path]) -> str:
+    """Let each pretend hospital approve the bundle of this checkout, and nothing else, as a person would after a review.
+
+    Returns: its SHA-256.
+    """
+    bundle = build_bundle(BUNDLE_ROOT)
+    for folder in sites:
+        key = SiteIdentity.open(folder).signing_key
+        approve(folder, bundle, by="the rehearsal", at=datetime.now(UTC), key=key)
+    return bundle.digest
 
 
 def _patient(config: RunConfig) -> RunConfig:
@@ -115,53 +138,54 @@ class _Flower:
     port: int
 
     def prepare(self) -> None:
-        """Flower's own configuration, away from the person's."""
+        """Flower's own configuration, away from the person's, and the secret without which no task is handed out."""
         self.home.mkdir(parents=True, exist_ok=True)
         link = {"address": f"127.0.0.1:{self.port}", "insecure": True}
         (self.home / "config.toml").write_text(
             tomli_w.dumps({"superlink": {"default": "rehearsal", "rehearsal": link}})
         )
+        secret = os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(secret, "wb") as file:
+            file.write(secrets.token_bytes(48))
+
+    @property
+    def _secret(self) -> Path:
+        return self.home / "superexec.secret"
 
     @contextlib.contextmanager
     def superlink(self) -> Iterator[None]:
         """The coordinator's program."""
-        flags = [
-            "--insecure",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--disable-runtime-dependency-installation",
-            "--isolation",
-            "process",
-        ]
-        with self._running("flower-superlink", flags, "superlink"):
+        flags = [*_listening(self.port), "--disable-runtime-dependency-installation", *self._isolation()]
+        with self._running([str(PROGRAMS / "flower-superlink"), *flags], "superlink"):
             self._wait_until_up()
             yield
 
     @contextlib.contextmanager
     def superexec(self) -> Iterator[None]:
         """What starts the ServerApp for the SuperLink."""
-        with self._running(
-            "flower-superexec", ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.port}"], "superexec"
-        ):
+        with self._running(self._superexec(COORDINATOR_SUPEREXEC, self.port), "superexec"):
             yield
 
     @contextlib.contextmanager
-    def supernode(self, site: str, folder: Path) -> Iterator[None]:
-        """One hospital's program."""
-        flags = [
-            "--insecure",
-            "--superlink",
-            f"127.0.0.1:{self.port}",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(_free_port()),
-        ]
+    def supernode(self, site: str, folder: Path, port: int) -> Iterator[None]:
+        """One hospital's program, which hands out its tasks at the port."""
+        flags = [*_listening(port), "--superlink", f"127.0.0.1:{self.port}", *self._isolation()]
         flags += ["--node-config", f"site-folder={json.dumps(str(folder))}"]
-        with self._running("flower-supernode", flags, f"supernode-{site}"):
+        with self._running([str(PROGRAMS / "flower-supernode"), *flags], f"supernode-{site}"):
             yield
+
+    @contextlib.contextmanager
+    def site_superexec(self, site: str, port: int) -> Iterator[None]:
+        """What starts the guard for a hospital's SuperNode."""
+        with self._running(self._superexec(SITE_SUPEREXEC, port), f"superexec-{site}"):
+            yield
+
+    def _isolation(self) -> list[str]:
+        return ["--isolation", "process", "--superexec-auth-secret-file", str(self._secret)]
+
+    def _superexec(self, program: Path, port: int) -> list[str]:
+        flags = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
+        return [sys.executable, "-I", str(program), *flags, "--superexec-auth-secret-file", str(self._secret)]
 
     def wait_for_nodes(self, number: int) -> None:
         """Until so many SuperNodes are online. Raises: RunError."""
@@ -213,10 +237,10 @@ class _Flower:
         return answer
 
     @contextlib.contextmanager
-    def _running(self, program: str, flags: Sequence[str], name: str) -> Iterator[None]:
+    def _running(self, command: Sequence[str], name: str) -> Iterator[None]:
         with (self.home / f"{name}.log").open("w") as output:
             process = subprocess.Popen(
-                [str(PROGRAMS / program), *flags],
+                command,
                 env=self._environment(),
                 cwd=self.home,
                 stdout=output,
@@ -267,9 +291,13 @@ def _follow(record: Path, flower: _Flower, run_id: str) -> None:
         told = len(events)
         if time.monotonic() - asked > STATUS_EVERY_S:
             asked = time.monotonic()
-            if (status := flower.status(run_id)).startswith(_ENDED):
+            if (status := flower.status(run_id)).startswith(_ENDED) and not _has_ended(record):  # not even meanwhile
                 raise RunError(f"Flower ended the run ({status}) before its record did; see the logs in {flower.home}")
         time.sleep(POLL_S)
+
+
+def _has_ended(record: Path) -> bool:
+    return record.exists() and any(isinstance(event, RunFinished) for event in read_record(record))
 
 
 def _tell(event: Event) -> None:
@@ -281,6 +309,10 @@ def _tell(event: Event) -> None:
         log.warning("round %d: %s %s: %s", event.round, event.site, event.outcome.replace("_", " "), event.reason)
     if isinstance(event, RoundFinished):
         log.info("round %d finished after %.0f s", event.round, event.seconds)
+
+
+def _listening(port: int) -> list[str]:
+    return ["--insecure", "--host", "127.0.0.1", "--port", str(port)]
 
 
 def _free_port() -> int:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("panfm", "client", "server", "simulation", "benchmarks", "deploy", "tests", ".ci")
 
 DECOYS = (
-    *("secret.key", "keys.json", "notes.md", "policy.yaml", "simulation/__main__.py"),
+    *("secret.key", "keys.json", "notes.md", "policy.yaml", "simulation/__main__.py", "deploy/site/runtime/guard.py"),
     *("client/site.key", "client/site.pem", "client/policy.yaml", "client/README.md", "client/cache.json"),
     *("server/coordinator.key", "server/study.yaml", "server/aggregation/notes.md", "server/scan.nii.gz"),
     *("panfm/site/site.key", "panfm/data/scan.nii", "panfm/data/scan.nii.gz", "panfm/data/ca.pem"),

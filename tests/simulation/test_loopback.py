@@ -15,6 +15,9 @@ from panfm import recipes
 from panfm.errors import PortInUseError, RunError
 from panfm.export.model_folder import read_model
 from panfm.reporting.record import RoundFinished, RunFinished, SiteAnswered, SiteJoined, SiteRejected, read_record
+from panfm.site.approvals import approvals, is_approved
+from panfm.site.audit_log import inspect_folder
+from panfm.site.identity import read_public_key
 from server.run_folder import RECORD_FILE
 from server.run_record import RunRecord
 from simulation import loopback
@@ -121,7 +124,7 @@ def test_program_ends_with_everything_that_it_started(
     flower = _flower(tmp_path)
 
     def run() -> None:
-        with flower.supernode("a", tmp_path):
+        with flower.supernode("a", tmp_path, 1):
             while len(_processes_of(flower.home)) < 3:
                 time.sleep(0.01)
             if error is not None:
@@ -142,7 +145,7 @@ def test_program_that_does_not_end_politely_is_killed(
     monkeypatch.setattr(loopback, "PATIENCE_S", 0.2)
     _program(programs, "flower-supernode", "trap '' TERM; touch deaf; while true; do sleep 0.1; done")
     flower = _flower(tmp_path)
-    with flower.supernode("a", tmp_path):
+    with flower.supernode("a", tmp_path, 1):
         while not (flower.home / "deaf").exists():
             time.sleep(0.01)
     assert _left(flower.home) == []
@@ -156,6 +159,37 @@ def test_superlink_that_never_opens_its_port(tmp_path: Path, programs: Path, mon
         _flower(tmp_path).superlink(),
     ):
         pytest.fail("it is not up")
+
+
+def test_run_that_ends_while_flower_is_asked_is_complete(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking takes seconds, in which the coordinator may write the last line and go."""
+    monkeypatch.setattr(loopback, "STATUS_EVERY_S", 0.0)
+    RunRecord(tmp_path / "late").write(_finished("complete"))
+    place, late = tmp_path / RECORD_FILE, tmp_path / "late" / RECORD_FILE
+    _program(programs, "flwr", f"""mv {late} {place}; echo '{{"runs": [{{"status": "finished:completed"}}]}}'""")
+    loopback._follow(place, _flower(tmp_path), "1")
+
+
+def test_sites_approve_the_bundle_of_this_checkout_and_no_other(study: SmallStudy) -> None:
+    digest = loopback.approve_own_bundle(study.hospitals.values())
+    for folder in study.hospitals.values():
+        public_key = read_public_key(folder)
+        assert [given.bundle for given in approvals(folder, public_key)] == [digest]
+        assert is_approved(folder, digest, (), public_key)
+
+
+def test_secret_of_the_tasks_is_for_its_owner_alone(tmp_path: Path) -> None:
+    secrets = []
+    for name in ("one", "two"):
+        flower = loopback._Flower(home=tmp_path / name, runs=tmp_path, port=1)
+        flower.prepare()
+        secret = flower.home / "superexec.secret"
+        assert secret.stat().st_mode & 0o777 == 0o600
+        secrets.append(secret.read_bytes())
+    assert secrets[0] != secrets[1]
+    assert len(secrets[0]) == 48
 
 
 def _answered(outcome: str, reason: str = "") -> SiteAnswered:
@@ -270,6 +304,9 @@ def test_in_process_and_loopback_give_the_same_bits(two_sites: SmallStudy) -> No
             files = [run.folder / place / f"{part}.safetensors" for run in (here, there)]
             assert files[0].read_bytes() == files[1].read_bytes(), (place, part)
     assert [a.outcome for a in there.events(SiteAnswered)] == ["accepted"] * 4
+    for folder in there.hospitals.values():  # join and two rounds, each by a program of its own
+        entries = inspect_folder(folder, read_public_key(folder)).entries
+        assert sum(entry.event == "bundle_started" for entry in entries) == 3
     for one, other in zip(here.events(SiteAnswered), sorted(there.events(SiteAnswered), key=_by_round), strict=True):
         assert _timeless(one) == _timeless(other)
 

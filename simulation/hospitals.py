@@ -118,12 +118,19 @@ def _made(jobs: Sequence[_Job], workers: int) -> Iterator[None]:
     quiet = (signal.SIGINT, signal.SIG_DFL)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal.signal, initargs=quiet)
     try:
-        for future in as_completed([pool.submit(_make_folder, job) for job in jobs]):
+        # The largest first: a large folder that begins last keeps one process busy while the others have nothing left.
+        for future in as_completed([pool.submit(_make_folder, job) for job in sorted(jobs, key=_size, reverse=True)]):
             yield future.result()
     except BrokenProcessPool as error:
         raise RunError("a process that makes the hospitals was killed, perhaps for memory; try workers=1") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _size(job: _Job) -> int:
+    """About how many scans a folder will hold; 0 where that is not known before."""
+    site = job.synthetic.site if job.synthetic else None
+    return site.num_subjects * len(site.organs) if site else 0
 
 
 def _make_folder(job: _Job) -> None:

@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection, wait
@@ -65,8 +66,9 @@ class SiteWorkers:
 
     def take(self, wanted: Collection[str], timeout_s: float) -> tuple[str, Message | None] | None:
         """The reply to one of the messages; None in its place when its process died, None altogether when none is ready."""
-        if not any(message_id in self._ready for message_id in wanted):
-            for connection in wait(list(self._busy), timeout_s):
+        until = time.monotonic() + timeout_s
+        while self._busy and self._ready.keys().isdisjoint(wanted) and (left_s := until - time.monotonic()) > 0:
+            for connection in wait(list(self._busy), left_s):
                 assert isinstance(connection, Connection)
                 self._hear(connection)
         for message_id in wanted:

@@ -25,7 +25,8 @@ PATIENCE_S = 120.0
 def work(message: Message, context: Context) -> Message:
     """What the sites of these tests do: site `dies` kills its process, `slow` waits until it may go on."""
     site = Path(str(context.node_config["site-folder"]))
-    logging.getLogger(STEPS).info("at work", extra={"site": site.name})
+    for _ in range(100 if site.name == "talkative" else 1):
+        logging.getLogger(STEPS).info("at work", extra={"site": site.name})
     if site.name == "dies":
         os._exit(9)
     while site.name == "slow" and not site.exists():
@@ -99,6 +100,18 @@ def test_steps_are_shown_where_the_person_sits(
         for _ in ids:
             _next(grid, ids)
     assert sorted(record.__dict__["site"] for record in caplog.records if record.name == STEPS) == ["a", "b"]
+
+
+def test_a_reply_is_found_behind_any_number_of_steps_in_one_look(workers: SiteWorkers, tmp_path: Path) -> None:
+    grid = _grid(workers, tmp_path, "talkative")
+    (message_id,) = _pushed(grid)
+    question = grid._waiting[message_id]
+    taken = workers.take(
+        [message_id], PATIENCE_S
+    )  # a look that ends with each step would cost a pause between two of them
+    assert taken is not None
+    assert taken[1] is not None
+    assert taken[1].metadata.reply_to_message_id == question.metadata.message_id
 
 
 def test_processes_end_with_the_rehearsal() -> None:

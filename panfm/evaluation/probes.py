@@ -43,6 +43,9 @@ def pca_ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray
 
     Arguments and result as for `ridge_scores`.
     """
+    # Principal components of any of these subjects lie in what all of them span: the same scores from n numbers each, not voxels.
+    spanned = np.linalg.qr(train.T).Q
+    train, test = train @ spanned, test @ spanned
     fits = [number for number in COMPONENTS if number < min(0.8 * len(train), train.shape[1] + 1)]
     errors = np.zeros((len(targets), len(fits)))
     for inside, outside in KFold(5, shuffle=True, random_state=0).split(train):

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import mean_absolute_error as sklearn_mae
 from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
 
 from panfm.evaluation.probes import (
+    STRENGTHS,
+    Floats,
     auc,
     bootstrap,
     interval,
@@ -75,6 +81,28 @@ def test_unknown_labels_are_left_out_of_the_fit() -> None:
     assert ridge_scores(train, holes[None], test) == pytest.approx(
         ridge_scores(train[20:], target[None, 20:], test), rel=0.05
     )
+
+
+def test_components_are_those_of_the_voxels_themselves() -> None:
+    """Oracle: scikit-learn's PCA over all columns, here ten times as many as subjects, in each fold and at the end."""
+    draws = np.random.default_rng(6)
+    train, test = draws.normal(size=(60, 600)) * np.linspace(3, 0.1, 600), draws.normal(size=(9, 600))
+    target = train[:, :3].sum(1) + draws.normal(size=60)
+    numbers, errors = [5, 10, 20, 40], []
+    for number in numbers:
+        held_out = [
+            target[outside] - _pca_then_ridge(number, train[inside], target[inside], train[outside])
+            for inside, outside in KFold(5, shuffle=True, random_state=0).split(train)
+        ]
+        errors.append((np.concatenate(held_out) ** 2).sum())
+    expected = _pca_then_ridge(numbers[int(np.argmin(errors))], train, target, test)
+    assert pca_ridge_scores(train, target[None], test)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def _pca_then_ridge(number: int, train: Floats, target: Floats, test: Floats) -> Floats:
+    model = make_pipeline(PCA(number, svd_solver="full"), RidgeCV(STRENGTHS, alpha_per_target=True))
+    predicted: Floats = model.fit(train, target[:, None]).predict(test).ravel()
+    return predicted
 
 
 def test_noise_reads_as_chance() -> None:

@@ -73,8 +73,9 @@ class Answer:
 
 
 TRAINED, UNTRAINED, PCA_RIDGE, TRIVIAL = "trained model", "untrained model", "PCA + ridge on raw crops", "trivial guess"
-PARTS = ("subject token alone", "mean of patch tokens alone")
-"""Parts of a subject's embedding, in its order, each as wide as the model."""
+PARTS = ("token alone", "patch mean")
+"""Parts of a subject's embedding, in its order, each as wide as the model: the subject token, the mean of the patch tokens. Short
+words, for they stand beside the axes of the report."""
 
 Scores = dict[str, dict[str, Floats]]
 """embedding -> label column -> [n] predictions for the test subjects."""

@@ -259,18 +259,8 @@ class AugmentConfig:
     """What is different for single organs; on a command line '+pretrain.augment.organs={brain: {blur_mm: 2}}', with the plus."""
 
     def __post_init__(self) -> None:
-        names = (
-            "shift_voxels",
-            "scale",
-            "offset",
-            "noise",
-            "rotation_deg",
-            "zoom",
-            "translation_mm",
-            "blur_mm",
-            "bias",
-        )
-        for name in (*names, "gamma"):
+        spatial = ("shift_voxels", "rotation_deg", "zoom", "translation_mm")
+        for name in (*spatial, "scale", "offset", "noise", "blur_mm", "bias", "gamma"):
             _require(getattr(self, name) >= 0, f"pretrain.augment.{name} must be 0 or more, got {getattr(self, name)}")
         _require(self.zoom < 1, f"pretrain.augment.zoom must be below 1, got {self.zoom}")
         _require(

@@ -4,28 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from panfm.data.index.layout import Layout
 from panfm.errors import ConfigError
 
 if TYPE_CHECKING:
     from panfm.data.index.build import SiteIndex
-
-
-class Layout(Enum):
-    """The words of `--layout`; the library's own enum would load its libraries for every verb."""
-
-    auto = "auto"
-    bids = "bids"
-    organs = "organs"
-    bodies = "bodies"
-    pattern = "pattern"
-    table = "table"
-    dicom = "dicom"
 
 
 def index(
@@ -93,7 +81,7 @@ def index(
     vocabulary = tuple(read_recipe(recipe).organs)
     request = build.IndexRequest(
         source=folder,
-        layout=build.Layout(layout.value),
+        layout=layout,
         organs=organ_rules(organ or (), vocabulary),
         scan_patterns=tuple(compile_pattern(text) for text in scan or ()),
         label_patterns=tuple(label_pattern(text, vocabulary) for text in label_map or ()),

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: an installed panfm goes before the one beside this folder
 
-from deploy.pinned_flower import SUPEREXEC, pinned  # noqa: E402  # after the path is set
-from panfm.errors import PanfmError  # noqa: E402
+from deploy.pinned_flower import SUPEREXEC, pinned
+from panfm.errors import PanfmError
 
 if TYPE_CHECKING:
     from flwr.supercore.constant import TaskType
@@ -75,7 +75,7 @@ def main() -> None:
     from flwr.supercore.cli import flower_superexec
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 
-    module.get_executor = lambda *_, **__: ServerAppExecutor(SubprocessExecutor())  # type: ignore[attr-defined]
+    module.get_executor = lambda *_, **__: ServerAppExecutor(SubprocessExecutor())  # type: ignore[attr-defined]  # as in the site's
     flower_superexec()
 
 

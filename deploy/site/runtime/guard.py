@@ -29,19 +29,19 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: an installed panfm goes before the one beside this folder
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict  # noqa: E402  # after the path is set
-from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
-from deploy.pinned_flower import CLIENTAPP, pinned  # noqa: E402
-from panfm.errors import ConfigError, PanfmError, ProtocolError  # noqa: E402
-from panfm.protocol import to_envelope  # noqa: E402
-from panfm.site.approvals import is_approved  # noqa: E402
-from panfm.site.audit_chain import JsonScalar  # noqa: E402
-from panfm.site.audit_log import AuditLog  # noqa: E402
-from panfm.site.bundles import SITE_PACKAGE, Bundle, read_bundle, unpack  # noqa: E402
-from panfm.site.egress import Released, released_code, released_error  # noqa: E402
-from panfm.site.identity import SiteIdentity, has_identity, read_public_key  # noqa: E402
-from panfm.site.policy_file import read_policy  # noqa: E402
+from deploy.pinned_flower import CLIENTAPP, pinned
+from panfm.errors import ConfigError, PanfmError, ProtocolError
+from panfm.protocol import to_envelope
+from panfm.site.approvals import is_approved
+from panfm.site.audit_chain import JsonScalar
+from panfm.site.audit_log import AuditLog
+from panfm.site.bundles import SITE_PACKAGE, Bundle, read_bundle, unpack
+from panfm.site.egress import Released, released_code, released_error
+from panfm.site.identity import SiteIdentity, has_identity, read_public_key
+from panfm.site.policy_file import read_policy
 
 log = logging.getLogger("panfm.guard")
 

@@ -11,13 +11,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from panfm.data.index.bids import scans_in_bids
 from panfm.data.index.dicom_export import scans_in_export
 from panfm.data.index.found import Found, FoundScan, LabelList, Skipped
 from panfm.data.index.label_lists import label_pattern
+from panfm.data.index.layout import Layout
 from panfm.data.index.mapped_table import read_lines, scans_in_table
 from panfm.data.index.organ_rules import OrganRules
 from panfm.data.index.patterns import LabelPattern, Pattern, PatternRule, compile_pattern, scans_by_pattern
@@ -30,18 +30,6 @@ from panfm.data.store import write_csv
 from panfm.errors import ConfigError, DataError
 
 SCANS, LABELS, SKIPPED, STATEMENT = "scans.csv", "labels.csv", "skipped.csv", "index.json"
-
-
-class Layout(Enum):
-    """How a folder says who and what its scans are of."""
-
-    auto = "auto"
-    bids = "bids"
-    organs = "organs"
-    bodies = "bodies"
-    pattern = "pattern"
-    table = "table"
-    dicom = "dicom"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

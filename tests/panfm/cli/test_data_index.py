@@ -90,10 +90,3 @@ def test_words_that_mean_nothing(tmp_path: Path, run: Run, options: tuple[str, .
     with pytest.raises(ConfigError, match=message):
         raise result.exception or AssertionError(result.output)
     assert not (tmp_path / "out").exists()
-
-
-def test_layouts_are_those_of_the_library() -> None:
-    from panfm.cli.data_index import Layout
-    from panfm.data.index import build
-
-    assert [layout.value for layout in Layout] == [layout.value for layout in build.Layout]

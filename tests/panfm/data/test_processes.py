@@ -35,7 +35,12 @@ def test_what_work_raises_is_raised() -> None:
 
 
 def test_no_more_cores_are_used_than_this_process_may() -> None:
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    mine = os.sched_getaffinity(0)
+    assert usable_cores() == len(mine)
+    pin = f"import os; os.sched_setaffinity(0, [{min(mine)}])"
+    with _start(f"{pin}; from panfm.data.processes import usable_cores; print(usable_cores())") as process:
+        said, _ = process.communicate(timeout=60)
+    assert said == "1\n"
 
 
 def _start(code: str) -> subprocess.Popen[str]:

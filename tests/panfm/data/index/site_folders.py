@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from panfm.data.index.build import IndexRequest, Layout, SiteIndex, build_index
+from panfm.data.index.build import IndexRequest, SiteIndex, build_index
 from panfm.data.index.label_lists import label_pattern
+from panfm.data.index.layout import Layout
 from panfm.data.index.organ_rules import organ_rules
 from panfm.data.index.patterns import compile_pattern
 from panfm.data.index.pseudonym import PseudonymKey

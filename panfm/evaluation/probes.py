@@ -18,6 +18,8 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
 Floats = NDArray[np.float64]
+Predict = Callable[[NDArray[np.floating]], Floats]
+"""A fitted probe: test embeddings [n, F] to scores [targets, n]."""
 
 STRENGTHS = np.logspace(-1, 6, 29)
 """Ridge strengths tried, for standardised features."""
@@ -34,8 +36,14 @@ def ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.
         test: [n, F].
     Returns: [targets, n].
     """
+    return fit_ridge(train, targets)(test)
+
+
+def fit_ridge(train: NDArray[np.floating], targets: Floats) -> Predict:
+    """The probe of `ridge_scores`, fitted once, for several tables of test embeddings."""
     scaler = StandardScaler().fit(train)
-    return _ridge(scaler.transform(train), targets, scaler.transform(test))
+    predict = _fit_ridge(scaler.transform(train), targets)
+    return lambda test: predict(scaler.transform(test))
 
 
 def pca_ridge_scores(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
@@ -66,14 +74,25 @@ def _by_components(
 
 
 def _ridge(train: NDArray[np.floating], targets: Floats, test: NDArray[np.floating]) -> Floats:
-    """One ridge per target, [targets, n]; targets that are known for the same subjects share a decomposition."""
-    predicted = np.empty((len(targets), len(test)))
+    return _fit_ridge(train, targets)(test)
+
+
+def _fit_ridge(train: NDArray[np.floating], targets: Floats) -> Predict:
+    """One ridge per target; targets that are known for the same subjects share a decomposition."""
     known = np.isfinite(targets)
+    fitted = []
     for pattern in np.unique(known, axis=0):
         rows = np.flatnonzero((known == pattern).all(1))
         ridge = RidgeCV(STRENGTHS, alpha_per_target=True).fit(train[pattern], targets[rows][:, pattern].T)
-        predicted[rows] = ridge.predict(test).reshape(len(test), len(rows)).T
-    return predicted
+        fitted.append((rows, ridge))
+
+    def predict(test: NDArray[np.floating]) -> Floats:
+        predicted = np.empty((len(targets), len(test)))
+        for rows, ridge in fitted:
+            predicted[rows] = ridge.predict(test).reshape(len(test), len(rows)).T
+        return predicted
+
+    return predict
 
 
 def r2(target: Floats, scores: Floats) -> Floats:

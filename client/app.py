@@ -17,11 +17,14 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.messages import decode_task, encode_reply
+from client.evaluation import evaluate
+from client.messages import decode, decode_task, encode_reply
+from client.parcels import hand_out, keep_parcel
 from client.participation import join, take_part
 from client.workspace import Workspace, open_audit_log, open_workspace
-from panfm.protocol import TrainTask
-from panfm.site.audit_entries import SITE_ERROR, TASK_RECEIVED, about_answer, about_task
+from panfm.errors import ProtocolError
+from panfm.protocol import EvaluateTask, ParcelRequest, Refusal, Signed, SiteUpdate, Task, TaskParcel, TrainTask, expect
+from panfm.site.audit_entries import SITE_ERROR, TASK_RECEIVED, about_answer, about_parcel, about_task
 from panfm.site.audit_log import AuditLog
 from panfm.site.egress import Released, release, released_error
 from panfm.site.policy_file import policy_sha256
@@ -32,9 +35,9 @@ app = ClientApp()
 
 
 @app.query()
-def ask_to_join(message: Message, context: Context) -> Message:
-    """Say who the site is."""
-    return _answer(message, context, _joined)
+def answer_question(message: Message, context: Context) -> Message:
+    """Say who the site is, keep a parcel of a task that is to come, or hand out another one of an answer."""
+    return _answer(message, context, _questioned)
 
 
 @app.train()
@@ -43,18 +46,55 @@ def train(message: Message, context: Context) -> Message:
     return _answer(message, context, _taken_part)
 
 
-def _joined(_message: Message, workspace: Workspace) -> Released:
-    return _on_record(release(join(workspace), workspace.policy, None), None, workspace.audit)
+@app.evaluate()
+def evaluate_model(message: Message, context: Context) -> Message:
+    """Report on a model after a round."""
+    return _answer(message, context, _evaluated)
+
+
+def _questioned(message: Message, workspace: Workspace) -> Released:
+    question = decode(message)
+    if question is None:
+        return _on_record(release(join(workspace), workspace.policy, None), None, workspace.audit)
+    asked = question.asked
+    if not isinstance(asked, TaskParcel | ParcelRequest):
+        raise ProtocolError(f"expected a question, got {type(asked).__name__}; the coordinator runs other code")
+    workspace.audit.append(*about_parcel(asked, workspace.policy))
+    if isinstance(asked, TaskParcel):
+        released = release(keep_parcel(asked, question.body, workspace), workspace.policy, asked)
+    else:
+        answer, parcels = hand_out(asked, workspace)
+        released = release(answer, workspace.policy, asked, parcels)
+    return _on_record(released, asked, workspace.audit)
 
 
 def _taken_part(message: Message, workspace: Workspace) -> Released:
-    task = decode_task(message)
-    about = about_task(task, workspace.policy, policy_sha256(workspace.folder))
-    workspace.audit.append(TASK_RECEIVED, about)
-    return _on_record(release(take_part(task, workspace), workspace.policy, task), task, workspace.audit)
+    task = expect(_received(message, workspace), TrainTask)
+    answer = take_part(task, workspace)
+    parcels = workspace.answers.parcels(answer) if isinstance(answer, SiteUpdate) else ()
+    return _answered(release(answer, workspace.policy, task, parcels), task, workspace)
 
 
-def _on_record(released: Released, task: TrainTask | None, audit: AuditLog) -> Released:
+def _evaluated(message: Message, workspace: Workspace) -> Released:
+    task = expect(_received(message, workspace), EvaluateTask)
+    return _answered(release(evaluate(task, workspace), workspace.policy, task), task, workspace)
+
+
+def _received(message: Message, workspace: Workspace) -> Task:
+    """The task in a message, with the parcels that came before it, once it stands in the site's audit log."""
+    task = decode_task(message, workspace.parcels.take)
+    workspace.audit.append(TASK_RECEIVED, about_task(task, workspace.policy, policy_sha256(workspace.folder)))
+    return task
+
+
+def _answered(released: Released, task: Task, workspace: Workspace) -> Released:
+    """An answer, on record; of a task that has one, the parcels are no longer needed."""
+    if not isinstance(released.answer, Refusal):  # which a stranger gets, too
+        workspace.parcels.clear(task.run, task.round)
+    return _on_record(released, task, workspace.audit)
+
+
+def _on_record(released: Released, task: Signed | None, audit: AuditLog) -> Released:
     """What leaves stands in the site's audit log before it leaves."""
     audit.append(*about_answer(released, task))
     return released.witnessed(str(audit.head()))

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+
+import torch
 
 import panfm
 from client.workspace import Workspace, free_memory_gib
 from panfm.config import Recipe
-from panfm.data.dataset import DroppedScan
+from panfm.data.native import spacing_class
 from panfm.groups import SHARED_GROUPS, keep_groups
-from panfm.pretrain.local_round import train_round
-from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainTask
-from panfm.site.admission import Admitted, Refused, SiteFacts, admit, offered_organs
+from panfm.pretrain.local_round import TrainedRound, train_round
+from panfm.protocol import PROTOCOL_VERSION, SPACINGS, JoinAnswer, Refusal, SiteUpdate, TrainTask
+from panfm.site.admission import Admitted, Refused, Repeated, SiteFacts, admit, offered_organs
+from panfm.site.answers import Kept
+from panfm.wire.feedback import encode_with_feedback
+from panfm.wire.parcels import pack
 
 log = logging.getLogger("panfm.client")
 
@@ -22,7 +28,7 @@ progress = logging.getLogger("panfm.client.progress")
 
 
 def join(workspace: Workspace) -> JoinAnswer:
-    """Who this site is and what it offers."""
+    """Who this site is, what it offers and what it trains with; what of it may be told is for the egress gate to say."""
     subjects = workspace.subjects()
     organs = offered_organs(workspace.policy, subjects)
     return JoinAnswer(
@@ -31,19 +37,34 @@ def join(workspace: Workspace) -> JoinAnswer:
         protocol_version=PROTOCOL_VERSION,
         panfm_version=panfm.__version__,
         num_subjects={organ: len(subjects[organ]) for organ in organs},
+        torch_version=str(torch.__version__),
+        device=torch.device(workspace.policy.device).type,
+        spacing={organ: _commonest_spacing(workspace, organ) for organ in organs},
     )
 
 
+def _commonest_spacing(workspace: Workspace, organ: str) -> str:
+    """The class of spacing that most scans of an organ have; of equally common ones the first of `SPACINGS`."""
+    entries = (entry for entry in workspace.store.entries if entry.organ == organ)
+    counts = Counter(spacing_class(entry.spacing_mm, entry.native) for entry in entries)
+    return max(SPACINGS, key=counts.__getitem__)
+
+
 def take_part(task: TrainTask, workspace: Workspace) -> SiteUpdate | Refusal:
-    """Answer one task: from the store when it was answered before, by training when the site admits it."""
+    """Answer one task: from the store when it was answered before, by training when the site admits it.
+
+    Returns: an update without its deltas, which are in the parcels of the store.
+    """
     verdict = admit(task, workspace.policy, _facts(task, workspace))
+    if isinstance(verdict, Admitted):
+        _commit(task, verdict.recipe, verdict.organs, workspace)
+    if isinstance(verdict, Repeated) and not workspace.answers.is_whole(task.run, task.round):
+        verdict = Refused(code="answer_gone")
     if isinstance(verdict, Refused):
         log.warning("refused round %d of %.80r: %s. %s", task.round, task.run, verdict.reason, verdict.note)
         return Refusal(
             run=task.run, round=task.round, site=workspace.policy.site, code=verdict.code, reason=verdict.reason
         )
-    if isinstance(verdict, Admitted):
-        workspace.answers.commit(*_train(task, verdict.recipe, verdict.organs, workspace))
     return workspace.answers.read(task.run, task.round)
 
 
@@ -60,10 +81,37 @@ def _facts(task: TrainTask, workspace: Workspace) -> SiteFacts:
     )
 
 
+def _commit(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> None:
+    """Train, and put the answer into the store, with what the site keeps of it for the rounds to come.
+
+    What an update left behind counts only where that update did: so it is taken from the round in which it last had a vote.
+    """
+    voted = {group: number for group, number in task.voted.items() if number < task.round}
+    before = workspace.answers.kept(task.run, voted)
+    trained = _train(task, recipe, organs, before, workspace)
+    wire = recipe.federation.wire
+    raw, residual = encode_with_feedback(trained.deltas, before.residual, wire.up)
+    parcels = tuple(pack(raw, wire.zstd_level, wire.parcel_bytes))
+    answer = SiteUpdate(
+        run=task.run,
+        round=task.round,
+        site=workspace.policy.site,
+        task_digest=task.digest(),
+        deltas={},
+        num_subjects=trained.num_subjects,
+        organ_subjects=trained.organ_subjects,
+        num_steps=trained.num_steps,
+        metrics=trained.metrics,
+        parcels=tuple(parcel.label for parcel in parcels),
+    )
+    kept = Kept(residual=residual, moments=trained.moments)
+    workspace.answers.commit(answer, parcels, kept, trained.dropped, voted.values())
+
+
 def _train(
-    task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace
-) -> tuple[SiteUpdate, tuple[DroppedScan, ...]]:
-    """The answer, and the scans that it did without: they are named here and in the site's report, and nowhere else."""
+    task: TrainTask, recipe: Recipe, organs: tuple[str, ...], before: Kept, workspace: Workspace
+) -> TrainedRound:
+    """What the site learned; the scans that it did without are named in its own log."""
     site = workspace.policy.site
 
     def log_step(step: int, num_steps: int, loss: float) -> None:
@@ -78,21 +126,11 @@ def _train(
         recipe,
         site=site,
         round_number=task.round,
+        moments=before.moments,
         device=workspace.policy.device,
         loader_threads=workspace.policy.loader_threads,
         on_step=log_step,
     )
     for scan in trained.dropped:
         log.warning("round %d went without a scan: %s", task.round, scan.reason)
-    answer = SiteUpdate(
-        run=task.run,
-        round=task.round,
-        site=site,
-        task_digest=task.digest(),
-        deltas=trained.deltas,
-        num_subjects=trained.num_subjects,
-        organ_subjects=trained.organ_subjects,
-        num_steps=trained.num_steps,
-        metrics=trained.metrics,
-    )
-    return answer, trained.dropped
+    return trained

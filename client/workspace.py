@@ -3,6 +3,8 @@
     policy.yaml     what the site takes part in (panfm.site.policy_file)
     store/          prepared scans (panfm.data.store)
     state/answers/  answers given, by run and round
+    state/reports/  reports given on models, by run and round
+    state/parcels/  parcels of a task that is not here yet
     state/audit.*   what was asked and what left (panfm.site.audit_log)
     keys/           the site's signing key (panfm.site.identity)
     site.log        what went wrong here, in full; it never leaves the site
@@ -13,7 +15,7 @@ The folder comes from the SuperNode's own configuration (`site-folder`), never f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,13 +29,18 @@ from panfm.organs import in_order
 from panfm.site.answers import AnswerStore
 from panfm.site.audit_log import AuditLog
 from panfm.site.identity import SiteIdentity
+from panfm.site.parcel_shelf import ParcelShelf
 from panfm.site.policy import Policy
 from panfm.site.policy_file import read_policy
+from panfm.site.reports_given import ReportStore
 
 _MEMINFO = Path("/proc/meminfo")
 
 TRAINING_SPLITS = ("", "pretrain")
 """Values of a scan's `split` that allow training on it; every other (probe, validation, test, ...) forbids it."""
+
+VALIDATION_SPLIT = "validation"
+"""The value of a scan's `split` that lets a site judge models by it, between rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +51,20 @@ class Workspace:
     policy: Policy
     store: PreparedStore
     """Only the scans to train on; what the site's table marks for another use is not in it."""
+    held_out: PreparedStore
+    """Only the scans of the split `validation`."""
     answers: AnswerStore
+    reports: ReportStore
+    parcels: ParcelShelf
     audit: AuditLog
 
     def subjects(self) -> dict[str, frozenset[str]]:
         """Organ -> subjects with a prepared scan of it to train on, for the organs that the policy offers."""
-        held = {
-            organ: frozenset(entry.subject for entry in self.store.entries if entry.organ == organ)
-            for organ in self.policy.organs
-        }
-        return {organ: subjects for organ, subjects in held.items() if subjects}
+        return _by_organ(self.store, self.policy.organs)
+
+    def held_out_subjects(self) -> dict[str, frozenset[str]]:
+        """The same for the subjects on whom models are judged."""
+        return _by_organ(self.held_out, self.policy.organs)
 
     def dataset(self, organs: tuple[str, ...], recipe: Recipe) -> SubjectDataset:
         """The site's subjects with these organs, cut to the recipe's grids."""
@@ -69,12 +80,15 @@ def open_workspace(node_config: Mapping[str, object]) -> Workspace:
     folder = Path(str(node_config.get("site-folder", "")))
     if not node_config.get("site-folder") or not folder.is_dir():
         raise ConfigError("the node has no site folder; start the SuperNode with --node-config 'site-folder=\"/path\"'")
-    policy = read_policy(folder)
+    policy, store = read_policy(folder), PreparedStore.open(folder / "store")
     return Workspace(
         folder=folder,
         policy=policy,
-        store=_to_train_on(PreparedStore.open(folder / "store")),
+        store=_in_splits(store, TRAINING_SPLITS),
+        held_out=_in_splits(store, (VALIDATION_SPLIT,)),
         answers=AnswerStore(folder / "state" / "answers"),
+        reports=ReportStore(folder / "state" / "reports"),
+        parcels=ParcelShelf(folder / "state" / "parcels"),
         audit=open_audit_log(folder),
     )
 
@@ -95,10 +109,16 @@ def free_memory_gib(device: str) -> float | None:
         return None
 
 
-def _to_train_on(store: PreparedStore) -> PreparedStore:
-    """A store that knows the rows to train on and no others, so that nothing below can count or read the rest.
+def _in_splits(store: PreparedStore, splits: Collection[str]) -> PreparedStore:
+    """A store that knows the rows of these splits and no others, so that nothing below can count or read the rest.
 
-    A subject is in one split: one of whom any row is held out is held out altogether.
+    A subject is in one split: one of whom any row is held out is not trained on, and one of whom any row is held out for
+    something else is not there at all.
     """
-    held_out = {entry.subject for entry in store.entries if entry.split not in TRAINING_SPLITS}
-    return replace(store, entries=tuple(entry for entry in store.entries if entry.subject not in held_out))
+    elsewhere = {entry.subject for entry in store.entries if entry.split not in (*TRAINING_SPLITS, *splits)}
+    return replace(store, entries=tuple(e for e in store.entries if e.split in splits and e.subject not in elsewhere))
+
+
+def _by_organ(store: PreparedStore, organs: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    held = {organ: frozenset(entry.subject for entry in store.entries if entry.organ == organ) for organ in organs}
+    return {organ: subjects for organ, subjects in held.items() if subjects}

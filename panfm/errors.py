@@ -68,3 +68,9 @@ class AuditError(PanfmError):
     """A site's audit log cannot be written, or is not as it was written: nothing leaves until a person has looked."""
 
     exit_code = 9
+
+
+class LockedError(RunError):
+    """Another process writes this run: wait until it ends, or stop it."""
+
+    exit_code = 10

@@ -1,8 +1,9 @@
 """What crosses the wire between the coordinator and a site; the only place where `client` and `server` meet.
 
 A message is an `Envelope`: its kind, a JSON header and named tensors. Nothing is ever unpickled. A task names the site
-it is for, the run, the round and the digest of every tensor, and is signed by the coordinator; the answer is a
-`SiteUpdate` or a `Refusal`, which is an answer and not a failure. Readers refuse what they do not know by name.
+it is for, the run, the round and the digest of every tensor, and is signed by the coordinator; the answer is a `SiteUpdate`
+(to a `TrainTask`), a `SiteReport` (to an `EvaluateTask`) or a `Refusal`, which is an answer and not a failure. Readers refuse
+what they do not know by name.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from torch import Tensor
 from panfm import update
 from panfm.errors import ProtocolError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised when the meaning of a message changes; peers with another version are refused politely."""
 
 
@@ -34,8 +36,27 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParcelLabel:
+    """By what a parcel (`panfm.wire.parcels`) is known: named in the header of the message whose tensors it holds."""
+
+    sha256: str
+    """Of its bytes as they travel (hex)."""
+    size_bytes: int
+    """Number of these bytes."""
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[0-9a-f]{64}", self.sha256) is None or self.size_bytes < 1:
+            raise ValueError("a parcel's label should be a SHA-256 in hexadecimal digits and a size of 1 byte or more")
+
+
+SPACINGS = ("resampled", "even", "thick_2", "thick_4", "thick_8", "thick_16", "thick_32")
+"""Classes of voxel spacing, of which a site names the commonest per organ: on the study's grid, or as scanned with voxels that
+are as long as wide (even), or 2 to 32 times as long along one axis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinAnswer:
-    """What a site says of itself when it is asked to join a run."""
+    """What a site says of itself when it is asked to join a run, and whether a run can use it."""
 
     site: str
     organs: tuple[str, ...]
@@ -43,6 +64,11 @@ class JoinAnswer:
     panfm_version: str
     num_subjects: dict[str, int] = field(default_factory=dict)
     """Subjects per organ, where the site's policy allows it to be told; else empty."""
+    torch_version: str = ""
+    device: str = ""
+    """Kind of device it trains on, as torch calls it (cpu, cuda); not which one."""
+    spacing: dict[str, str] = field(default_factory=dict)
+    """Organ -> one of `SPACINGS`, where the site's policy makes counts public; else empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +83,19 @@ class TrainTask:
     """The whole recipe (`panfm.config.Recipe`) as YAML."""
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
+    voted: dict[str, int] = field(default_factory=dict)
+    """Group -> last round before this one in which this site's update had a vote on it. What the site keeps between rounds
+    (the residual of its encoding, optimiser moments) it takes from its answer of that round, and starts afresh without one: what
+    an update that did not count left behind must not count later."""
+    parcels: tuple[ParcelLabel, ...] = ()
+    """In which the tensors travel, in this order; how they travel is no part of `digest()`."""
     protocol_version: int = PROTOCOL_VERSION
     signature: str = ""
     """Hex Ed25519 signature of `digest()` by the coordinator's key."""
 
     def digest(self) -> str:
-        """SHA-256 (hex) of everything but the signature, tensors included."""
-        header = _header(self, leave_out=("student", "teacher", "signature"))
+        """SHA-256 (hex) of everything but the signature and the parcels, tensors included."""
+        header = _header(self, leave_out=("student", "teacher", "parcels", "signature"))
         header["student_digest"], header["teacher_digest"] = update.digest(self.student), update.digest(self.teacher)
         return hashlib.sha256(_canonical(header).encode()).hexdigest()
 
@@ -119,7 +151,8 @@ class SiteUpdate:
     site: str
     task_digest: str
     deltas: dict[str, Tensor]
-    """Trained parameters minus the task's, by name; only groups that the site trained."""
+    """Trained parameters minus the task's, by name; only groups that the site trained. Empty while they are in parcels, where
+    they stand under the names of their parameters."""
     num_subjects: int
     """Subjects that the site trained on."""
     organ_subjects: dict[str, int]
@@ -128,9 +161,150 @@ class SiteUpdate:
     """Optimiser steps done in this round."""
     metrics: TrainMetrics | None
     """None where the site's policy does not make them public."""
+    parcels: tuple[ParcelLabel, ...] = ()
+    """In which the deltas travel, in this order: the first comes with this header, the others on request."""
     audit_head: str = ""
     """Head of the site's audit log with the entry of this answer in it, as DIGEST:LENGTH; the run's record holds it as a
     witness against a log that is cut or written anew. Put in when the answer leaves, so it is no part of the stored one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateTask:
+    """One site's part in the evaluation of the model after a round: only the groups that the site needs.
+
+    It travels as a `TrainTask` does and leaves nothing behind at the site but the report.
+    """
+
+    run: str
+    round: int
+    """The round after which the model stands; counted from 1."""
+    site: str
+    recipe: str
+    """The whole recipe (`panfm.config.Recipe`) as YAML; `federation.evaluation` says what to look at."""
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    parcels: tuple[ParcelLabel, ...] = ()
+    """In which the tensors travel, in this order; how they travel is no part of `digest()`."""
+    protocol_version: int = PROTOCOL_VERSION
+    signature: str = ""
+    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything but the signature and the parcels, tensors included; never that of a `TrainTask`."""
+        header = _header(self, leave_out=("student", "teacher", "parcels", "signature")) | {"kind": "evaluate_task"}
+        header["student_digest"], header["teacher_digest"] = update.digest(self.student), update.digest(self.teacher)
+        return hashlib.sha256(_canonical(header).encode()).hexdigest()
+
+    def signed(self, signature: str) -> EvaluateTask:
+        """The same task with its signature."""
+        return replace(self, signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationMetrics:
+    """What a site tells about the model on subjects that it holds out (split `validation`); means over those subjects."""
+
+    loss: float
+    """Weighted sum of the terms, as in training."""
+    loss_patch: float
+    """Term (a), smooth-L1 per feature."""
+    loss_organ: float | None
+    """Term (b), smooth-L1 per feature; None where no subject has two organs."""
+    collapse_loss: float
+    """Term (a) of the best constant prediction for these targets."""
+    share: dict[str, float]
+    """Attention to each organ among the organs present, over subjects that have it."""
+    lift: dict[str, float]
+    """Share over the organ's part of the tokens; 1 is no preference."""
+    share_entropy: float | None
+    """Entropy of a subject's shares over its maximum (0 to 1); None where no subject has two organs."""
+    probes: dict[str, float]
+    """What a linear probe reads from the embeddings, by the recipe's own name of it; only those that the site has labels for."""
+    seconds: float
+    """Wall time of the evaluation."""
+    dropped_scans: int = 0
+    """Prepared scans that the evaluation did without; the site knows which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """A site's answer to an `EvaluateTask`: numbers, and no tensor."""
+
+    run: str
+    round: int
+    site: str
+    task_digest: str
+    num_subjects: int
+    """Held-out subjects that the site looked at."""
+    organ_subjects: dict[str, int]
+    """Held-out subjects per organ."""
+    metrics: EvaluationMetrics
+    audit_head: str = ""
+    """Head of the site's audit log with the entry of this answer in it; as in `SiteUpdate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskParcel:
+    """A parcel of a task's tensors that goes ahead of the task itself; its bytes travel beside this header."""
+
+    run: str
+    round: int
+    site: str
+    sha256: str
+    """Of the parcel (hex)."""
+    protocol_version: int = PROTOCOL_VERSION
+    signature: str = ""
+    """Hex Ed25519 signature of `digest()` by the coordinator's key: a site keeps no stranger's bytes."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything but the signature."""
+        return _digest_of(self)
+
+    def signed(self, signature: str) -> TaskParcel:
+        """The same with its signature."""
+        return replace(self, signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParcelKept:
+    """A site's answer to a `TaskParcel`: it has the parcel on its disk."""
+
+    run: str
+    round: int
+    site: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParcelRequest:
+    """The coordinator asks for another parcel of an answer, of which the first came with the answer."""
+
+    run: str
+    round: int
+    site: str
+    sha256: str
+    """One of those that the answer names; the site hands out nothing else."""
+    protocol_version: int = PROTOCOL_VERSION
+    signature: str = ""
+    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything but the signature."""
+        return _digest_of(self)
+
+    def signed(self, signature: str) -> ParcelRequest:
+        """The same with its signature."""
+        return replace(self, signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerParcel:
+    """A site's answer to a `ParcelRequest`; the parcel's bytes travel beside this header."""
+
+    run: str
+    round: int
+    site: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +320,33 @@ class Refusal:
     """One line for people; holds no path, pseudonym or value."""
 
 
-Message = JoinAnswer | TrainTask | SiteUpdate | Refusal
+Task = TrainTask | EvaluateTask
+Signed = Task | TaskParcel | ParcelRequest
+Answer = JoinAnswer | SiteUpdate | SiteReport | ParcelKept | AnswerParcel | Refusal
+Message = Signed | Answer
 _KINDS: dict[str, type[Message]] = {
     "join_answer": JoinAnswer,
     "train_task": TrainTask,
     "site_update": SiteUpdate,
+    "evaluate_task": EvaluateTask,
+    "site_report": SiteReport,
+    "task_parcel": TaskParcel,
+    "parcel_kept": ParcelKept,
+    "parcel_request": ParcelRequest,
+    "answer_parcel": AnswerParcel,
     "refusal": Refusal,
 }
-_TENSOR_FIELDS: dict[str, tuple[str, ...]] = {"train_task": ("student", "teacher"), "site_update": ("deltas",)}
-M = TypeVar("M", JoinAnswer, TrainTask, SiteUpdate, Refusal)
+_TENSOR_FIELDS: dict[str, tuple[str, ...]] = {
+    "train_task": ("student", "teacher"),
+    "site_update": ("deltas",),
+    "evaluate_task": ("student", "teacher"),
+}
+_METRICS: dict[type[Message], type[TrainMetrics] | type[EvaluationMetrics]] = {
+    SiteUpdate: TrainMetrics,
+    SiteReport: EvaluationMetrics,
+}
+"""Kinds whose field `metrics` is an object of its own in the header."""
+M = TypeVar("M", bound=Message)
 
 
 def to_envelope(message: Message) -> Envelope:
@@ -191,10 +383,19 @@ def expect(message: Message, kind: type[M]) -> M:
 
 
 def _header(message: Message, leave_out: tuple[str, ...]) -> dict[str, Any]:
-    kept = (f.name for f in fields(message) if f.name not in leave_out)
-    return {
-        name: asdict(value) if isinstance(value := getattr(message, name), TrainMetrics) else value for name in kept
-    }
+    return {f.name: _plain(getattr(message, f.name)) for f in fields(message) if f.name not in leave_out}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return asdict(value) if isinstance(value, TrainMetrics | EvaluationMetrics | ParcelLabel) else value
+
+
+def _digest_of(message: TaskParcel | ParcelRequest) -> str:
+    """Never that of another kind of message, whose signature it could borrow."""
+    header = _header(message, leave_out=("signature",)) | {"kind": type(message).__name__}
+    return hashlib.sha256(_canonical(header).encode()).hexdigest()
 
 
 def _canonical(header: Mapping[str, Any]) -> str:
@@ -215,13 +416,21 @@ def _values(cls: type[Message], header: Any, parts: tuple[str, ...], tensors: Ma
         if part not in parts or not parameter:
             raise ValueError(f"unexpected tensor {name!r}")
         values[part][parameter] = tensor
-    if cls is SiteUpdate and values["metrics"] is not None:
-        _check_fields(TrainMetrics, values["metrics"])
-        values["metrics"] = TrainMetrics(**values["metrics"])
+    if cls in _METRICS and values["metrics"] is not None:
+        _check_fields(_METRICS[cls], values["metrics"])
+        values["metrics"] = _METRICS[cls](**values["metrics"])
+    if isinstance(labels := values.get("parcels"), list):
+        values["parcels"] = tuple(_label(label) for label in labels)
     if cls is JoinAnswer and isinstance(values["organs"], list):
         values["organs"] = tuple(values["organs"])
     _check_types(cls, values)
     return values
+
+
+def _label(label: Any) -> ParcelLabel:
+    _check_fields(ParcelLabel, label)
+    _check_types(ParcelLabel, label)
+    return ParcelLabel(**label)
 
 
 def _check_fields(cls: type[Any], header: Any, leave_out: tuple[str, ...] = ()) -> None:
@@ -229,7 +438,9 @@ def _check_fields(cls: type[Any], header: Any, leave_out: tuple[str, ...] = ()) 
         raise ValueError(f"{cls.__name__} is not a JSON object")
     known = {f.name for f in fields(cls)} - set(leave_out)
     if wrong := sorted(header.keys() ^ known):
-        raise ValueError(f"field {wrong[0]!r:.60} is {'missing' if wrong[0] in known else 'unknown'}")
+        spoken = header.get("protocol_version", PROTOCOL_VERSION)
+        why = "" if spoken == PROTOCOL_VERSION else f" (protocol {spoken!r:.20}, here {PROTOCOL_VERSION})"
+        raise ValueError(f"field {wrong[0]!r:.60} is {'missing' if wrong[0] in known else 'unknown'}{why}")
 
 
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
@@ -238,10 +449,13 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "float | None": (float, int, type(None)),
     "tuple[str, ...]": (tuple,),
+    "tuple[ParcelLabel, ...]": (tuple,),
     "dict[str, int]": (dict,),
+    "dict[str, str]": (dict,),
     "dict[str, float]": (dict,),
     "dict[str, Tensor]": (dict,),
     "TrainMetrics | None": (TrainMetrics, type(None)),
+    "EvaluationMetrics": (EvaluationMetrics,),
 }
 
 
@@ -261,11 +475,13 @@ def _fits(declared: str, value: Any) -> bool:
 def _content_fits(declared: str, value: Any) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**63  # a longer one might not become a float
-    if declared in ("dict[str, int]", "dict[str, float]"):
+    if declared in ("dict[str, int]", "dict[str, float]", "dict[str, str]"):
         inner = declared.removeprefix("dict[str, ").removesuffix("]")
         return all(isinstance(key, str) and _fits(inner, item) for key, item in value.items())
     if declared == "tuple[str, ...]":
         return all(isinstance(item, str) for item in value)
-    if isinstance(value, TrainMetrics):
-        _check_types(TrainMetrics, {f.name: getattr(value, f.name) for f in fields(TrainMetrics)})
+    if declared == "tuple[ParcelLabel, ...]":
+        return all(isinstance(item, ParcelLabel) for item in value)
+    if isinstance(value, TrainMetrics | EvaluationMetrics):
+        _check_types(type(value), {f.name: getattr(value, f.name) for f in fields(value)})
     return True

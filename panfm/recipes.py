@@ -13,8 +13,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +97,17 @@ def recipe_names() -> list[str]:
 
 
 def _from_yaml(text: str, schema: type[R]) -> R:
+    """A copy of its own for each who reads, for settings can be changed."""
+    settings = deepcopy(_parsed(text, issubclass(schema, RunConfig)))
+    assert isinstance(settings, schema)
+    return settings
+
+
+@lru_cache(
+    maxsize=4
+)  # a rehearsal's hundred hospitals read the same recipe, which takes longer than a small training step
+def _parsed(text: str, with_run: bool) -> Recipe:
+    schema = RunConfig if with_run else Recipe
     try:
         values = yaml.safe_load(text)
         if not isinstance(values, dict):
@@ -111,6 +124,8 @@ def _plain(value: Any) -> Any:
     """Enums by the word that YAML has for them."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
     return value.name if isinstance(value, Enum) else value
 
 

@@ -2,7 +2,9 @@
 
 runs/coordinator.key          signs tasks; its public half stands in the sites' policies
 runs/<name>/record.jsonl      what happened (panfm.reporting.record)
-runs/<name>/checkpoints/      one model folder per round, the last two kept
+runs/<name>/run.lock          held by the process that writes the run (server.lock)
+runs/<name>/checkpoints/      the state after a round, the last two kept (server.checkpoint)
+runs/<name>/spool/            answers of the round that is under way (server.spool)
 runs/<name>/model/            the model of the last round, for use
 """
 # SPDX-License-Identifier: Apache-2.0
@@ -11,30 +13,44 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from panfm.errors import ConfigError
 from panfm.export.model_folder import ModelFolder, write_model
+from panfm.reporting.record import read_record
 from panfm.signing import load_or_make_key
 
-RECORD_FILE = "record.jsonl"
-
-KEPT_CHECKPOINTS = 2
+RECORD_FILE, LOCK_FILE = "record.jsonl", "run.lock"
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_new(runs: Path, name: str) -> None:
-    """Raises: ConfigError when no new run can have this name: it cannot be a folder's, or a run has it already."""
+    """Raises: ConfigError when no new run can have this name: it cannot be a folder's, or a run has it already.
+
+    What a process left that was killed before its first event was whole is no run yet.
+    """
+    _check_name(name)
+    if (runs / name / RECORD_FILE).exists() and any(read_record(runs / name / RECORD_FILE)):
+        raise ConfigError(
+            f"there is a run called {name} in {runs} already; give another name=, remove it, or go on with it: resume={name}"
+        )
+
+
+def check_resumable(runs: Path, name: str) -> None:
+    """Raises: ConfigError when there is no run of this name to go on with."""
+    _check_name(name)
+    if not (runs / name / RECORD_FILE).exists():
+        raise ConfigError(f"there is no run called {name} in {runs} that could be resumed; check resume= and runs=")
+
+
+def _check_name(name: str) -> None:
     if not _RUN_NAME.fullmatch(name):
         raise ConfigError(
             f"name= should be at most 100 letters, digits, '.', '_' and '-', got {name!r:.120}; rename it"
         )
-    if (runs / name / RECORD_FILE).exists():
-        raise ConfigError(f"there is a run called {name} in {runs} already; give another name=, or remove it")
 
 
 def new_run_id(name: str) -> str:
@@ -49,14 +65,6 @@ def new_run_id(name: str) -> str:
 def coordinator_key(runs: Path) -> Ed25519PrivateKey:
     """The key with which the coordinator of these runs signs."""
     return load_or_make_key(runs / "coordinator.key")
-
-
-def write_checkpoint(run_folder: Path, model: ModelFolder) -> None:
-    """Keep the model of a round, and forget all but the last few."""
-    folder = run_folder / "checkpoints"
-    write_model(folder / f"round-{model.card.round:04d}", model)
-    for old in sorted(folder.glob("round-*"))[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
 
 
 def export_model(run_folder: Path, model: ModelFolder) -> Path:

@@ -2,6 +2,7 @@
 
 panfm simulate recipe=demo rounds=5 sites=4
 panfm simulate recipe=real data=../shared/data
+panfm simulate resume=NAME
 panfm simulate --help
 panfm simulate --cfg job recipe=demo
 """
@@ -9,15 +10,9 @@ panfm simulate --cfg job recipe=demo
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
-
-# Before Flower and torch are imported: a rehearsal tells nobody anything, and threads that wait for each other sleep instead
-# of spinning, without which a second program on the same cores slows a step fifty times over (DECISIONS.md).
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
@@ -25,6 +20,7 @@ from panfm import recipes
 from panfm.errors import ConfigError, PanfmError
 from simulation.progress import Display
 from simulation.rehearsal import rehearse
+from simulation.resume import settings_to_resume
 
 INTERRUPTED = 130
 
@@ -40,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
             print(recipes.to_yaml(recipes.load(_without_cfg(arguments))), end="")
             return 0
         with Display(console) as display:
-            report = rehearse(recipes.load(arguments), display)
+            config = recipes.load(arguments)
+            report = rehearse(settings_to_resume(config, arguments) if config.resume else config, display)
     except PanfmError as error:
         print(f"panfm: {error}", file=sys.stderr)
         return error.exit_code

@@ -23,6 +23,7 @@ from panfm.errors import ConfigError, RunError
 from panfm.site.onboarding import begin_identity
 from panfm.site.policy import Bounds, Policy, PrivacyDemand, PrivacyMode, Public, TaskKind
 from panfm.site.policy_file import write_policy
+from simulation.held_out import hold_out
 from simulation.partition import synthetic_hospitals
 from simulation.real_cohort import write_real_hospitals
 
@@ -57,13 +58,13 @@ def make_cohort(config: RunConfig, run_folder: Path, coordinator_key: str, on_pr
     for site, folder in hospitals.items():
         organs = {entry.organ for entry in PreparedStore.open(folder / "store").entries}
         held = [organ for organ in config.organs if organ in organs]
-        write_policy(folder, _policy(site, coordinator_key, held))
+        write_policy(folder, _policy(site, coordinator_key, held, config.device))
         begin_identity(folder, site)
     evaluation = tuple(job.folder for job in jobs if job.is_evaluation)
     return RehearsalCohort(hospitals=dict(sorted(hospitals.items())), evaluation=evaluation)
 
 
-def _policy(site: str, coordinator_key: str, organs: Sequence[str]) -> Policy:
+def _policy(site: str, coordinator_key: str, organs: Sequence[str], device: str) -> Policy:
     """The policy of a pretend hospital: its people are invented or public, so it takes part in whatever is rehearsed."""
     return Policy(
         site=site,
@@ -77,6 +78,7 @@ def _policy(site: str, coordinator_key: str, organs: Sequence[str]) -> Policy:
         min_subjects_per_organ=1,
         rounds_per_day=1_000_000,
         min_free_memory_gib=0,
+        device=device,
     )
 
 
@@ -147,6 +149,8 @@ def _make_folder(job: _Job) -> None:
             split=synthetic.split,
             scanners=synthetic.scanners,
         )
+    if not job.is_evaluation:
+        hold_out(job.folder, cohort.validation_share, tuple(job.config.organs), job.config.seed)
     prepare_store(job.folder, job.folder / "store", job.config.organs, job.config.prepare)
 
 

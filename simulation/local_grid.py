@@ -22,15 +22,22 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from panfm import recipes
-from panfm.config import RunConfig
+from panfm.config import FaultConfig, RunConfig
+from panfm.reporting.record import read_record
 from server.app import app as server_app
+from server.run_folder import RECORD_FILE
+from server.run_record import RunRecord
+from simulation.faults import planned_faults
+from simulation.faulty_grid import FaultyGrid
+from simulation.parked import Parked, Shelf
+from simulation.site_faults import struck, without_order
 from simulation.site_workers import SiteWorkers
 
 CLIENT_APP_RAISED_EXCEPTION = 2
 """Flower's error code for a ClientApp that raised."""
 
-PATIENCE_S = 1.0
-"""How long one look for replies waits for the workers; between two the coordinator sees to its deadlines."""
+PATIENCE_S = 0.05
+"""How long one look for a reply waits for the workers; the coordinator asks for one reply after the other."""
 
 _FIRST_NODE = 1000
 
@@ -66,7 +73,8 @@ class LocalGrid(Grid):
             for place, node_config in enumerate(node_configs)
         }
         self.server_context = _context(run_id, 1, server_config, run_config)
-        self._waiting: dict[str, Message] = {}
+        self._shelf = Shelf()
+        self._waiting: dict[str, Parked] = {}
 
     def set_run(self, run: Run) -> None:
         """Take the run's description; part of Flower's interface."""
@@ -92,9 +100,9 @@ class LocalGrid(Grid):
         ids = []
         for message in messages:
             message_id = message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            self._waiting[message_id] = message
+            parked = self._waiting[message_id] = self._shelf.park(message)
             if self._workers:
-                self._workers.put(message_id, message, self._contexts[message.metadata.dst_node_id])
+                self._workers.put(message_id, parked, self._contexts[message.metadata.dst_node_id])
             ids.append(message_id)
         return ids
 
@@ -105,7 +113,7 @@ class LocalGrid(Grid):
             return self._from_workers(self._workers, wanted)
         for message_id in self._waiting:
             if message_id in wanted:
-                return [self._reply(self._waiting.pop(message_id))]
+                return [self._reply(self._waiting.pop(message_id).take())]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -118,8 +126,8 @@ class LocalGrid(Grid):
         if taken is None:
             return []
         message_id, reply = taken
-        message = self._waiting.pop(message_id)
-        return [reply or _error("the site's process died", message)]
+        label = self._waiting.pop(message_id).label
+        return [reply or _error("the site's process died", label)]
 
     def _reply(self, message: Message) -> Message:
         return answer_with(self._app, message, self._contexts[message.metadata.dst_node_id])
@@ -128,7 +136,8 @@ class LocalGrid(Grid):
 def answer_with(app: ClientApp, message: Message, context: Context) -> Message:
     """The app's reply; as Flower does it, what a client raises becomes an error reply."""
     try:
-        return app(message, context)
+        fault = without_order(message)
+        return struck(fault, lambda: app(message, context)) if fault else app(message, context)
     except Exception as error:
         return _error(f"{type(error)}:<'{error}'>", message)
 
@@ -162,12 +171,25 @@ def run_in_process(config: RunConfig, runs: Path, hospitals: Mapping[str, Path])
     Raises: whatever the coordinator's app raises.
     """
     side_by_side = min(config.workers, len(hospitals))
-    with SiteWorkers(answer_as_site, side_by_side, new_run_id()) if side_by_side > 1 else nullcontext() as workers:
-        grid = LocalGrid(
+    with SiteWorkers(answer_as_site, side_by_side, new_run_id()) if config.workers > 1 else nullcontext() as workers:
+        local = LocalGrid(
             client_app,
             [{"site-folder": str(folder)} for folder in hospitals.values()],
             {"composed": recipes.to_yaml(config)},
             {"runs-dir": str(runs)},
             workers,
         )
-        server_app(grid, grid.server_context)
+        if config.faults.rate == 0:
+            server_app(local, local.server_context)
+            return
+        try:
+            grid = FaultyGrid(local, config.faults, dict(zip(local.get_node_ids(), hospitals, strict=True)))
+            server_app(grid, local.server_context)
+        finally:
+            _tell_faults(config.faults, runs / config.run_name)
+
+
+def _tell_faults(faults: FaultConfig, run_folder: Path) -> None:
+    """Put on record what was made to go wrong, where there is a record."""
+    if (path := run_folder / RECORD_FILE).exists():
+        RunRecord(run_folder).write(planned_faults(faults, read_record(path)))

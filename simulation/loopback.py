@@ -29,7 +29,6 @@ import tomli_w
 from panfm import recipes
 from panfm.config import RunConfig
 from panfm.errors import PortInUseError, RunError
-from panfm.export.model_folder import read_model
 from panfm.reporting.record import (
     Event,
     RoundFinished,
@@ -42,6 +41,8 @@ from panfm.reporting.record import (
 from panfm.site.approvals import approve
 from panfm.site.bundling import build_bundle
 from panfm.site.identity import SiteIdentity
+from server.checkpoint import newest_checkpoint
+from server.journal import end_of, start_of
 from server.run_folder import RECORD_FILE, export_model
 from server.run_record import RunRecord
 
@@ -74,7 +75,7 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
     check_port(config.port)
     port = config.port or _free_port()
     started = time.monotonic()
-    run_folder = runs / config.name
+    run_folder = runs / config.run_name
     flower = _Flower(home=run_folder / "flower", runs=runs, port=port)
     flower.prepare()
     approve_own_bundle(hospitals.values())
@@ -87,8 +88,9 @@ def run_on_loopback(config: RunConfig, runs: Path, hospitals: Mapping[str, Path]
                 programs.enter_context(flower.supernode(site, folder, site_port))
                 programs.enter_context(flower.site_superexec(site, site_port))
             flower.wait_for_nodes(len(hospitals))
-            run_id = flower.submit(_patient(config))
-            _follow(run_folder / RECORD_FILE, flower, run_id)
+            told = len(_events(run_folder / RECORD_FILE))  # by an earlier process
+            run_id = flower.submit(patient(config))
+            _follow(run_folder / RECORD_FILE, flower, run_id, told)
     except KeyboardInterrupt:
         _end_record(run_folder, "stopped", "stopped by a person", time.monotonic() - started)
         raise
@@ -109,8 +111,8 @@ def approve_own_bundle(sites: Iterable[Path]) -> str:
     return bundle.digest
 
 
-def _patient(config: RunConfig) -> RunConfig:
-    """The run with time to join: here each question starts a program, which an in-process recipe does not reckon with."""
+def patient(config: RunConfig) -> RunConfig:
+    """The run with time to join: programs must start to answer, which an in-process recipe does not reckon with."""
     timeout_s = max(config.federation.join_timeout_s, START_TIMEOUT_S)
     return replace(config, federation=replace(config.federation, join_timeout_s=timeout_s))
 
@@ -118,13 +120,13 @@ def _patient(config: RunConfig) -> RunConfig:
 def _end_record(run_folder: Path, status: str, reason: str, seconds: float) -> None:
     """Say the end where the coordinator's program was ended before it could, and export its last checkpoint."""
     record = run_folder / RECORD_FILE
-    events = list(read_record(record)) if record.exists() else []
-    if not events or isinstance(events[-1], RunFinished):
+    events = _events(record)
+    start = start_of(events)
+    if start is None or end_of(events) is not None:
         return
-    checkpoints = sorted((run_folder / "checkpoints").glob("round-*"))
-    model = read_model(checkpoints[-1]) if checkpoints else None
-    exported = export_model(run_folder, model).name if model else ""
-    rounds_done = model.card.round if model else 0
+    model = newest_checkpoint(run_folder, start.run).checkpoint.model
+    rounds_done = model.card.round
+    exported = export_model(run_folder, model).name if rounds_done else ""
     finished = RunFinished(status=status, reason=reason, rounds_done=rounds_done, seconds=seconds, model=exported)
     RunRecord(run_folder).write(finished)
 
@@ -276,12 +278,20 @@ class _Flower:
         return os.environ | ours
 
 
-def _follow(record: Path, flower: _Flower, run_id: str) -> None:
-    """Say what the record says until it ends. Raises: RunError when the run fails or is incomplete."""
-    told = 0
+def _events(record: Path) -> list[Event]:
+    return list(read_record(record)) if record.exists() else []
+
+
+def _follow(record: Path, flower: _Flower, run_id: str, told: int = 0) -> None:
+    """Say what the record says until it ends.
+
+    Args:
+        told: events that stood there before.
+    Raises: RunError when the run fails or is incomplete.
+    """
     asked = time.monotonic()
     while True:
-        events = list(read_record(record)) if record.exists() else []
+        events = _events(record)
         for event in events[told:]:
             _tell(event)
             if isinstance(event, RunFinished):
@@ -297,7 +307,7 @@ def _follow(record: Path, flower: _Flower, run_id: str) -> None:
 
 
 def _has_ended(record: Path) -> bool:
-    return record.exists() and any(isinstance(event, RunFinished) for event in read_record(record))
+    return end_of(_events(record)) is not None
 
 
 def _tell(event: Event) -> None:

@@ -14,35 +14,59 @@ from panfm.config import CohortKind, Engine, RunConfig
 from panfm.errors import ConfigError, PanfmError
 from panfm.evaluation.learning_check import check_learning, read_held_out, to_rows
 from panfm.export.model_folder import read_model
-from panfm.reporting.record import ProbeTable
+from panfm.reporting.followers import catch_up
+from panfm.reporting.record import ProbeTable, read_record
 from panfm.reporting.run_report import write_run_report
 from panfm.signing import public_hex
 from panfm.site.report import make_site_report
+from server.journal import end_of, start_of
+from server.lock import held
 from server.run_folder import RECORD_FILE, check_new, coordinator_key
 from server.run_record import RunRecord
 from server.study import first_model
+from simulation.flower_runtime import check_ray_installed, run_on_flower
 from simulation.hospitals import RehearsalCohort, make_cohort
 from simulation.local_grid import run_in_process
 from simulation.loopback import check_port, run_on_loopback
 from simulation.progress import Display
+from simulation.resume import LOCK_FILE, SETTINGS_FILE, as_begun, keep_cohort, keep_settings, kept_cohort
 
 
 def rehearse(config: RunConfig, display: Display) -> Path:
-    """Run a rehearsal from nothing to the report.
+    """Run a rehearsal from nothing, or with `resume` from wherever it was left, to the report.
 
     Returns: the report.
     Raises: PanfmError in one line when it cannot be done; the report of a run that started is written all the same.
     """
     config = named(config, datetime.now())
     runs = Path(config.runs).resolve()
-    run_folder = runs / config.name
+    run_folder = runs / config.run_name
     config = _ready(config, runs)
+    with held(run_folder / LOCK_FILE):
+        if not config.resume:
+            keep_settings(run_folder, config)
+        elif not _has_begun(run_folder):
+            config = as_begun(run_folder, config)
+        cohort = _cohort(config, run_folder, display)
+        return _rehearse(config, run_folder, cohort, display)
+
+
+def _cohort(config: RunConfig, run_folder: Path, display: Display) -> RehearsalCohort:
+    """The hospitals: those that are there, or new ones."""
     started = time.monotonic()
-    cohort = make_cohort(config, run_folder, public_hex(coordinator_key(runs)), display.advance)
+    cohort = kept_cohort(run_folder)
+    if cohort is None:
+        cohort = make_cohort(config, run_folder, public_hex(coordinator_key(run_folder.parent)), display.advance)
+        keep_cohort(run_folder, cohort)
     display.say(f"{len(cohort.hospitals)} hospitals ready after {time.monotonic() - started:.0f} s in {run_folder}")
-    run = run_on_loopback if config.engine is Engine.loopback else run_in_process
+    return cohort
+
+
+def _rehearse(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, display: Display) -> Path:
+    """The study and what comes after it."""
     try:
-        run(config, runs, cohort.hospitals)
+        if not _only_to_look_back(config, run_folder):
+            _conduct(config, run_folder.parent, cohort)
     except KeyboardInterrupt:  # who stops a run does not wait for probes
         _write_report(run_folder)
         raise
@@ -54,9 +78,34 @@ def rehearse(config: RunConfig, display: Display) -> Path:
     return run_folder / "report.html"
 
 
+def _has_begun(run_folder: Path) -> bool:
+    record = run_folder / RECORD_FILE
+    return record.exists() and any(read_record(record))
+
+
+def _only_to_look_back(config: RunConfig, run_folder: Path) -> bool:
+    """Whether the study is over, and the rehearsal died before it was probed."""
+    if not config.resume:
+        return False
+    events = list(read_record(run_folder / RECORD_FILE))
+    start, end = start_of(events), end_of(events)
+    over = start is not None and end is not None and end.rounds_done >= start.rounds
+    return over and not any(isinstance(event, ProbeTable) for event in events)
+
+
+def _conduct(config: RunConfig, runs: Path, cohort: RehearsalCohort) -> None:
+    match config.engine:
+        case Engine.in_process:
+            run_in_process(config, runs, cohort.hospitals)
+        case Engine.loopback:
+            run_on_loopback(config, runs, cohort.hospitals)
+        case Engine.flower:
+            run_on_flower(config, runs, cohort.hospitals)
+
+
 def named(config: RunConfig, now: datetime) -> RunConfig:
     """The run with a name: its own, or the recipe's and the time."""
-    return config if config.name else replace(config, name=f"{config.recipe}-{now:%Y%m%d-%H%M%S}")
+    return config if config.run_name else replace(config, name=f"{config.recipe}-{now:%Y%m%d-%H%M%S}")
 
 
 def _ready(config: RunConfig, runs: Path) -> RunConfig:
@@ -64,16 +113,31 @@ def _ready(config: RunConfig, runs: Path) -> RunConfig:
 
     Raises: PanfmError for what would end the run after minutes of making hospitals and can be known now.
     """
-    check_new(runs, config.name)
-    if (runs / config.name).exists():
-        raise ConfigError(f"there is a folder {runs / config.name} already; give another name=, or remove it")
+    _check_folder(config, runs)
     if config.engine is Engine.loopback:
         check_port(config.port)
+    if config.engine is Engine.flower:
+        check_ray_installed()
+    if config.data:
+        config = replace(config, data=str(Path(config.data).resolve()))
     if not config.init_from:
         return config
     config = replace(config, init_from=str(Path(config.init_from).resolve()))
     first_model(recipes.recipe_of(config), config.init_from)
     return config
+
+
+def _check_folder(config: RunConfig, runs: Path) -> None:
+    folder = runs / config.run_name
+    if config.resume:
+        if not (folder / SETTINGS_FILE).is_file():
+            raise ConfigError(f"there is no rehearsal called {config.resume} in {runs}; check resume= and runs=")
+        return
+    check_new(runs, config.name)
+    if folder.exists():
+        raise ConfigError(
+            f"there is a folder {folder} already; give another name=, remove it, or go on with it: resume={config.name}"
+        )
 
 
 def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, display: Display) -> None:
@@ -82,6 +146,7 @@ def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, dis
         model = read_model(run_folder / "model")
         for line in _probe(config, run_folder, cohort):
             display.say(line)
+        catch_up(run_folder, tensorboard=config.tensorboard, mlflow=config.mlflow)
         for place, (site, folder) in enumerate(cohort.hospitals.items(), start=1):
             make_site_report(folder, model)
             display.advance("hospitals' own reports", place, len(cohort.hospitals), site)

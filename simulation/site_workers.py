@@ -24,30 +24,36 @@ from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from panfm.errors import RunError
+from simulation.parked import Parked
 
 Answer = Callable[[Message, Context], Message]
 
 SITES, STEPS = "panfm.client", "panfm.client.progress"
 """Loggers of a site: what goes wrong stays in its own site.log, its steps are shown as they come."""
 
+_LATE = "torch._dynamo"
+"""Imported by torch itself at the first step of an optimiser, which takes seconds."""
+
 
 class SiteWorkers:
     """Some worker processes; a context manager, for they must not outlive the rehearsal."""
 
     def __init__(self, answer: Answer, count: int, run_id: int) -> None:
-        """Start the processes and wait until all are ready, which takes the seconds of importing torch and Flower.
+        """Start the processes and wait until all are ready; the first takes the seconds of importing torch and Flower.
 
         Args:
             answer: what a site does with a message; a function of a module, for each process imports it by name.
             count: how many sites work at a time.
             run_id: Flower's number of the run.
         """
-        # spawn: a fork of a process in which torch runs threads may hang.
-        self._processes = multiprocessing.get_context("spawn")
+        # Not fork: a fork of a process in which torch runs threads may hang. The fork server has imported what answers, and run
+        # nothing, so that the second process, or one in place of a dead one, is there at once and shares its memory.
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([answer.__module__, _LATE])
         self._answer, self.run_id = answer, run_id
         self._idle = self._started(count)
         self._busy: dict[Connection, tuple[_Worker, str]] = {}
-        self._queue: deque[tuple[str, Message, Context]] = deque()
+        self._queue: deque[tuple[str, Parked, Context]] = deque()
         self._ready: dict[str, Message | None] = {}
 
     def __enter__(self) -> SiteWorkers:
@@ -59,18 +65,24 @@ class SiteWorkers:
         for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
             worker.end()
 
-    def put(self, message_id: str, message: Message, context: Context) -> None:
+    def put(self, message_id: str, message: Parked, context: Context) -> None:
         """Have a site work on a message as soon as a process is free."""
         self._queue.append((message_id, message, context))
         self._hand_out()
 
     def take(self, wanted: Collection[str], timeout_s: float) -> tuple[str, Message | None] | None:
-        """The reply to one of the messages; None in its place when its process died, None altogether when none is ready."""
+        """The reply to one of the messages; None in its place when its process died, None altogether when none is ready.
+
+        Waits until a reply is ready, be it another than these: whoever asks for them one by one will ask for that next.
+        """
         until = time.monotonic() + timeout_s
         while self._busy and self._ready.keys().isdisjoint(wanted) and (left_s := until - time.monotonic()) > 0:
-            for connection in wait(list(self._busy), left_s):
+            heard = wait(list(self._busy), 0.0 if self._ready else left_s)
+            for connection in heard:
                 assert isinstance(connection, Connection)
                 self._hear(connection)
+            if not heard:
+                break
         for message_id in wanted:
             if message_id in self._ready:
                 return message_id, self._ready.pop(message_id)
@@ -86,7 +98,7 @@ class SiteWorkers:
         while self._queue and self._idle:
             worker, (message_id, message, context) = self._idle.pop(), self._queue.popleft()
             self._busy[worker.connection] = worker, message_id
-            worker.send((message, context))
+            worker.send((message.take(), context))
 
     def _hear(self, connection: Connection) -> None:
         """A log record or a reply of a worker, or its death."""
@@ -107,7 +119,7 @@ class SiteWorkers:
 class _Worker:
     """One process, and this side of the pipe to it."""
 
-    def __init__(self, processes: multiprocessing.context.SpawnContext, answer: Answer, run_id: int) -> None:
+    def __init__(self, processes: multiprocessing.context.ForkServerContext, answer: Answer, run_id: int) -> None:
         self.connection, other = processes.Pipe()
         self._process = processes.Process(target=_serve, args=(other, answer, run_id), daemon=True)
         self._process.start()

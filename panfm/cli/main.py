@@ -14,6 +14,10 @@ import typer
 from panfm import __version__
 from panfm.cli.bundle import bundle
 from panfm.cli.data import data
+from panfm.cli.evaluate import evaluate
+from panfm.cli.follow import follow
+from panfm.cli.model import model
+from panfm.cli.privacy import privacy
 from panfm.cli.report import report
 from panfm.cli.simulate import simulate
 from panfm.cli.site import site
@@ -32,8 +36,12 @@ app = typer.Typer(
 # What follows the verb belongs to Hydra: `panfm simulate --cfg job` and `rounds=5` alike reach `python -m simulation`.
 app.command(context_settings={"ignore_unknown_options": True})(simulate)
 app.command()(report)
+app.command()(follow)
+app.command()(evaluate)
 app.command()(bundle)
 app.add_typer(data, name="data")
+app.add_typer(model, name="model")
+app.add_typer(privacy, name="privacy")
 app.add_typer(site, name="site")
 
 

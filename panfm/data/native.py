@@ -30,6 +30,9 @@ Triple = tuple[int, int, int]
 
 _orientations: Any = nib.orientations  # untyped in nibabel
 
+_MAX_DEGREE = 5
+"""The largest that a recipe may ask for (`OrganGrid.max_degree`)."""
+
 _ROUNDING = 1e-3
 """Relative. Headers hold float32, so slices of 2.4 mm over pixels of 0.6 mm may read 3.9999998: still degree 2."""
 
@@ -39,6 +42,14 @@ def thickness_of(spacing_mm: Sequence[float], max_degree: int) -> Triple:
     finest = min(spacing_mm)
     x, y, z = (2 ** min(int(math.log2(step / finest * (1 + _ROUNDING))), max_degree) for step in spacing_mm)
     return x, y, z
+
+
+def spacing_class(spacing_mm: Sequence[float], native: bool) -> str:
+    """The word of `panfm.protocol.SPACINGS` for one prepared scan: on the study's grid, or how thick its thickest voxels are."""
+    if not native:
+        return "resampled"
+    thickest = max(thickness_of(spacing_mm, _MAX_DEGREE))
+    return "even" if thickest == 1 else f"thick_{thickest}"
 
 
 def crop_shape(grid: OrganGrid, spacing_mm: Sequence[float]) -> Triple:

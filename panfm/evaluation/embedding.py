@@ -11,7 +11,7 @@ Legend: n subjects, n_o subjects with organ o, T patches, E width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor
 from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.native_batch import on_grid
-from panfm.errors import DataError
+from panfm.errors import DataError, ScanError
 from panfm.models.build import build_model, load_parameters
-from panfm.models.pan_organ import Features
+from panfm.models.pan_organ import Features, PanOrganModel
 
 _SUBJECTS_AT_ONCE = 32
 
@@ -49,23 +49,57 @@ def subject_embedding(features: Features, rows: Mapping[str, Tensor]) -> Tensor:
     return torch.cat((subject, total / count), dim=1)
 
 
-@torch.no_grad()
-def embed_subjects(parameters: Mapping[str, Tensor], recipe: Recipe, dataset: SubjectDataset) -> NDArray[np.float32]:
+def embed_subjects(
+    parameters: Mapping[str, Tensor], recipe: Recipe, dataset: SubjectDataset, device: str = "cpu"
+) -> NDArray[np.float32]:
     """Embeddings of all subjects of a dataset, each from the organs that it has.
 
     Args:
         parameters: of trunk, heads and at least the dataset's organs.
     Returns: [n, 3E], rows in the order of `dataset.subjects`.
     """
-    grids = {organ: recipe.organs[organ] for organ in dataset.organs}
-    model = build_model(recipe.model, grids)
+    return _embedded(parameters, recipe, dataset, range(len(dataset)), device)
+
+
+def embed_readable(
+    parameters: Mapping[str, Tensor], recipe: Recipe, dataset: SubjectDataset, device: str = "cpu"
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """The same for those whose every scan can be read, and who they are: at a site, one changed file must not end the rest."""
+    places = [place for place in range(len(dataset)) if _is_readable(dataset, place)]
+    names = tuple(dataset.subjects[place] for place in places)
+    if not places:
+        return names, np.empty((0, 3 * recipe.model.width), dtype=np.float32)
+    return names, _embedded(parameters, recipe, dataset, places, device)
+
+
+def frozen_model(
+    parameters: Mapping[str, Tensor], recipe: Recipe, organs: Sequence[str], device: str = "cpu"
+) -> PanOrganModel:
+    """The model of these organs, on a device; parameters of other organs are left out."""
+    model = build_model(recipe.model, {organ: recipe.organs[organ] for organ in organs}).to(device)
     load_parameters(model, {name: parameters[name] for name, _ in model.named_parameters()})
+    return model
+
+
+@torch.no_grad()
+def _embedded(
+    parameters: Mapping[str, Tensor], recipe: Recipe, dataset: SubjectDataset, places: Sequence[int], device: str
+) -> NDArray[np.float32]:
+    model = frozen_model(parameters, recipe, dataset.organs, device)
     blocks = []
-    for start in range(0, len(dataset), _SUBJECTS_AT_ONCE):
-        batch = dataset.batch(range(start, min(start + _SUBJECTS_AT_ONCE, len(dataset))))
+    for start in range(0, len(places), _SUBJECTS_AT_ONCE):
+        batch = dataset.batch(places[start : start + _SUBJECTS_AT_ONCE]).to(device)
         features = model(batch.scans, batch.rows, len(batch.subjects))
-        blocks.append(subject_embedding(features, batch.rows))
+        blocks.append(subject_embedding(features, batch.rows).cpu())
     return torch.cat(blocks).numpy()
+
+
+def _is_readable(dataset: SubjectDataset, place: int) -> bool:
+    try:
+        dataset.batch([place])
+    except ScanError:
+        return False
+    return True
 
 
 def raw_crops(dataset: SubjectDataset) -> NDArray[np.float32]:

@@ -54,14 +54,15 @@ class ModelFolder:
 
 def write_model(folder: Path, model: ModelFolder) -> None:
     """Write the folder, whole or not at all; an older one of that name is replaced."""
+    write_folder(folder, lambda draft: fill_model(draft, model))
 
-    def fill(draft: Path) -> None:
-        for part, tensors in (("student", model.student), ("teacher", model.teacher)):
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft / f"{part}.safetensors")
-        (draft / "recipe.yaml").write_text(recipes.to_yaml(model.recipe))
-        (draft / "card.json").write_text(json.dumps(asdict(model.card), indent=2, sort_keys=True) + "\n")
 
-    write_folder(folder, fill)
+def fill_model(draft: Path, model: ModelFolder) -> None:
+    """Write the model's files into a folder that is there, for what keeps more beside them."""
+    for part, tensors in (("student", model.student), ("teacher", model.teacher)):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft / f"{part}.safetensors")
+    (draft / "recipe.yaml").write_text(recipes.to_yaml(model.recipe))
+    (draft / "card.json").write_text(json.dumps(asdict(model.card), indent=2, sort_keys=True) + "\n")
 
 
 def read_model(folder: Path) -> ModelFolder:

@@ -2,8 +2,9 @@
 
 Every draw is a function of (seed, site, round, step, subject, purpose): the same task on the same data gives the same bits at
 an equal thread count, processor and torch build, and a subject's masks and crops depend on no other subject. The optimiser
-starts afresh each round, so a site keeps no training state of its own. The teacher sees a crop as it is, the student the same
-crop with its intensities augmented, so that targets carry none of the augmentation's noise.
+starts afresh each round, or goes on from the moments that it is given (`pretrain.keep_moments`); it is the site that keeps them.
+The teacher sees a crop as it is, the student the same crop with its intensities augmented, so that targets carry none of the
+augmentation's noise.
 
 A scan whose file is missing or changed since it was prepared is found when it is first read, at the start of a round or in
 the midst of it: it is dropped for this round, named to the site, and the round goes on with the rest.
@@ -32,6 +33,8 @@ from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
 from panfm.pretrain.collapse import effective_rank, spread
+from panfm.pretrain.moments import Moments, load_moments, moments_of
+from panfm.pretrain.proximal import anchor_of, pull_towards
 from panfm.pretrain.saliency import Saliency, share_entropy
 from panfm.pretrain.schedules import learning_rate, teacher_momentum
 from panfm.pretrain.step import Masks, StepLoss, draw_masks, patch_counts, step_loss, teacher_view
@@ -55,6 +58,8 @@ class TrainedRound:
     metrics: TrainMetrics
     dropped: tuple[DroppedScan, ...] = ()
     """Scans that this round did without; their names are for the site alone, and only their number is in `metrics`."""
+    moments: Moments = field(default_factory=dict)
+    """The optimiser's, of the parameters that were trained; empty unless the recipe keeps them."""
 
 
 def train_round(
@@ -65,6 +70,7 @@ def train_round(
     *,
     site: str,
     round_number: int,
+    moments: Moments | None = None,
     device: str = "cpu",
     loader_threads: int = 0,
     on_step: OnStep | None = None,
@@ -75,6 +81,7 @@ def train_round(
         student, teacher: parameters of trunk, heads and the organs of the dataset, aligned, by name.
         dataset: subjects of the site, each with one organ or more.
         round_number: counted from 1.
+        moments: those of an earlier round, from which the optimiser goes on; None: it starts afresh.
         loader_threads: how many read and augment batches ahead of the training; 0: none. It changes no bit of the result.
     Raises: CheckpointError when the parameters do not fit, RunError when the loss is no longer a finite number, DataError
         when no scan that was asked for could be read.
@@ -82,6 +89,7 @@ def train_round(
     torch.set_num_threads(recipe.threads)
     started = time.monotonic()
     local = _LocalTraining(student, teacher, dataset, recipe, site=site, round_number=round_number, device=device)
+    load_moments(local.optimiser, local.student, moments or {})
     tally = _Tally()
     num_steps = recipe.pretrain.steps_per_round
     batches = _batches(dataset, recipe, stream(recipe.seed, site, round_number, "batches"))
@@ -106,6 +114,7 @@ def train_round(
         num_steps=done,
         metrics=tally.metrics(local.last_target, time.monotonic() - started, len(dataset.dropped)),
         dropped=dataset.dropped,
+        moments=moments_of(local.optimiser, local.student, trained) if recipe.pretrain.keep_moments else {},
     )
 
 
@@ -146,7 +155,8 @@ class _LocalTraining:
         self.student = build_model(recipe.model, grids).to(device)
         load_parameters(self.student, student)
         self._teacher = Teacher(build_model(recipe.model, grids).to(device), teacher)
-        self._optimiser = make_optimiser(self.student, recipe.pretrain)
+        self.optimiser = make_optimiser(self.student, recipe.pretrain)
+        self._anchor = anchor_of(self.student) if recipe.pretrain.proximal else []
         self._dataset, self._recipe, self._device = dataset, recipe, device
         self._site, self._round = site, round_number
         self.last_target: Features | None = None
@@ -184,12 +194,14 @@ class _LocalTraining:
     def _optimise(self, loss: Tensor, step: int) -> float:
         pretrain, total = self._recipe.pretrain, self._recipe.total_steps
         run_step = (self._round - 1) * pretrain.steps_per_round + step
-        for group in self._optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(run_step, total, pretrain)
-        self._optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if pretrain.proximal:
+            pull_towards(self.student, self._anchor, pretrain.proximal)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), pretrain.clip_norm)
-        self._optimiser.step()
+        self.optimiser.step()
         self._teacher.follow(self.student, teacher_momentum(run_step, total, pretrain))
         return float(norm)
 

@@ -23,9 +23,11 @@ from panfm.reporting.history import (
     RunHistory,
     Series,
     finite,
+    held_out_series,
     organ_mean,
     organ_series,
     outcome,
+    relative_loss,
     site_mean,
     site_series,
 )
@@ -238,6 +240,44 @@ def probe_figure(rows: Sequence[ProbeRow], name: str) -> Markup:
     for axis in axes[len(questions) :]:
         axis.set_visible(False)
     return inline_svg(figure, name, "Probe values with intervals of each embedding, by target")
+
+
+def held_out_figure(history: RunHistory) -> Markup:
+    """Relative loss on held-out subjects: all sites in bold, each site in a panel of its own."""
+    series = held_out_series(history, relative_loss)
+    panels = [
+        Panel(
+            title=site or "all sites",
+            colour=palette.ACCENT if site else palette.INK,
+            lines=(Line(series=told, colour=palette.ACCENT if site else palette.INK, width=1.8 if site else 2.2),),
+        )
+        for site, told in series.items()
+    ]
+    description = (
+        "Held-out loss over that of the best constant answer, over rounds, for all sites together and for each"
+    )
+    return small_multiples(panels, "held-out", description, rounds=history.rounds, reference=1.0, limits=(0.0, None))
+
+
+def held_out_probe_figure(history: RunHistory) -> Markup:
+    """One panel per probe of the evaluations: the mean over sites in bold, the sites thin, or their range."""
+    labels = sorted({label for told in history.evaluations.values() for label in told.metrics.get("probes", {})})
+    panels = [_probe_panel(history, label) for label in labels]
+    return small_multiples(
+        panels, "held-out-probes", "Scores of each probe on held-out subjects, over rounds", rounds=history.rounds
+    )
+
+
+def _probe_panel(history: RunHistory, label: str) -> Panel:
+    series = held_out_series(history, lambda metrics: metrics.get("probes", {}).get(label))
+    mean = Line(series=series.pop("", {}), colour=palette.ACCENT, width=2.2, label="mean over sites")
+    if len(series) > _MOST_SITE_LINES:
+        return Panel(title=label, colour=palette.ACCENT, lines=(mean,), band=_range(series))
+    thin = tuple(
+        Line(series=told, colour=palette.ACCENT, width=0.7, marker=_marker(history, site), label=site)
+        for site, told in series.items()
+    )
+    return Panel(title=label, colour=palette.ACCENT, lines=(mean, *thin) if len(thin) > 1 else (mean,))
 
 
 def _organ_panel(history: RunHistory, metric: str, organ: str) -> Panel:

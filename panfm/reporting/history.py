@@ -22,13 +22,18 @@ from panfm.groups import SHARED_GROUPS
 from panfm.organs import SEVEN_ORGANS
 from panfm.reporting.record import (
     Event,
+    ModelEvaluated,
     ProbeTable,
+    RoundEvaluated,
     RoundFinished,
     RoundStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     SiteAnswered,
+    SiteEvaluated,
     SiteJoined,
+    SiteLeft,
     SiteRejected,
     events_of,
     read_record,
@@ -50,7 +55,9 @@ class RunHistory:
 
     name: str
     starts: tuple[RunStarted, ...]
-    """One per process that worked on the run: more than one after a resume."""
+    """One: a process that goes on with a run says so in `resumes`."""
+    resumes: tuple[RunResumed, ...]
+    """One per process that went on with the run."""
     finish: RunFinished | None
     """None while the run goes on, or when it was killed."""
     settings: dict[str, Any]
@@ -61,12 +68,17 @@ class RunHistory:
     """Every site that joined, was asked or answered; sorted."""
     joined: dict[str, SiteJoined]
     rejected: tuple[SiteRejected, ...]
+    left: tuple[SiteLeft, ...]
     asked: dict[int, tuple[str, ...]]
     """Round -> sites that were sent a task."""
     answers: dict[tuple[int, str], SiteAnswered]
     """(round, site) -> the answer, by round and then by site; after a resume the later one."""
     averages: dict[int, RoundFinished]
     probes: tuple[ProbeTable, ...]
+    model_evaluations: tuple[ModelEvaluated, ...]
+    reports: dict[tuple[int, str], SiteEvaluated]
+    """(round, site) -> what became of its part in the evaluation after that round, by round and then by site."""
+    evaluations: dict[int, RoundEvaluated]
     first_time: str
     """UTC, ISO 8601; empty where the record tells none."""
     last_time: str
@@ -122,19 +134,29 @@ def history_of(events: Sequence[Event], *, name: str, first_time: str = "", last
     joined = {event.site: event for event in events_of(SiteJoined, list(events))}
     asked = {event.round: tuple(event.sites) for event in events_of(RoundStarted, list(events))}
     answers = {(event.round, event.site): event for event in events_of(SiteAnswered, list(events))}
+    reporting = {event.site for event in events_of(SiteEvaluated, list(events))}
     return RunHistory(
         name=starts[-1].run if starts else name,
         starts=starts,
+        resumes=tuple(events_of(RunResumed, list(events))),
         finish=_finish(events),
         settings=settings,
         organs=_organs(settings, starts, joined.values(), answers.values()),
-        sites=tuple(sorted({*joined, *(site for _, site in answers), *(s for sites in asked.values() for s in sites)})),
+        sites=tuple(
+            sorted(
+                {*joined, *reporting, *(site for _, site in answers), *(s for sites in asked.values() for s in sites)}
+            )
+        ),
         joined=joined,
         rejected=tuple(events_of(SiteRejected, list(events))),
+        left=tuple(events_of(SiteLeft, list(events))),
         asked=asked,
         answers=dict(sorted(answers.items())),
         averages={event.round: event for event in events_of(RoundFinished, list(events))},
         probes=tuple(events_of(ProbeTable, list(events))),
+        model_evaluations=tuple(events_of(ModelEvaluated, list(events))),
+        reports=dict(sorted(((e.round, e.site), e) for e in _standing(events) if isinstance(e, SiteEvaluated))),
+        evaluations={e.round: e for e in _standing(events) if isinstance(e, RoundEvaluated)},
         first_time=first_time,
         last_time=last_time,
     )
@@ -201,12 +223,15 @@ def outcome(history: RunHistory, number: int, site: str) -> str:
 
 
 def site_troubles(history: RunHistory) -> list[Trouble]:
-    """Every site that was rejected, refused, failed, was late, left out or silent, or told what is no number.
+    """Every site that was rejected, left, refused, failed, was late, left out or silent, or told what is no number.
 
     Equal reasons of a site stand in one entry.
     """
     rejected = [Trouble(who=r.site, what="rejected", rounds=(), reason=r.reason) for r in history.rejected]
+    gone = "it was no longer connected before the round began"
     reasons: dict[tuple[str, str, str], list[int]] = {}
+    for event in history.left:
+        reasons.setdefault((event.site, "gone", gone), []).append(event.round)
     for number in history.rounds:
         for site in history.sites:
             what = outcome(history, number, site)
@@ -221,6 +246,41 @@ def site_troubles(history: RunHistory) -> list[Trouble]:
         Trouble(who=site, what=what, rounds=tuple(numbers), reason=reason)
         for (site, what, reason), numbers in reasons.items()
     ]
+
+
+def evaluation_troubles(history: RunHistory) -> list[Trouble]:
+    """Every site whose report on a model did not count; equal reasons of a site stand in one entry."""
+    reasons: dict[tuple[str, str, str], list[int]] = {}
+    for (number, site), report in history.reports.items():
+        if report.outcome != ACCEPTED:
+            reasons.setdefault((site, report.outcome, report.reason), []).append(number)
+    return [
+        Trouble(who=site, what=what, rounds=tuple(numbers), reason=reason)
+        for (site, what, reason), numbers in reasons.items()
+    ]
+
+
+def best_round(history: RunHistory) -> int | None:
+    """The best round by the recipe's rule, as of the last evaluation; None where there is none."""
+    return history.evaluations[max(history.evaluations)].best_round if history.evaluations else None
+
+
+def relative_loss(metrics: Mapping[str, Any]) -> float | None:
+    """Loss of hidden patches over that of the best constant answer; None where a site tells no such losses."""
+    patch, constant = finite(metrics.get("loss_patch")), finite(metrics.get("collapse_loss"))
+    return patch / constant if patch is not None and constant else None
+
+
+def held_out_series(history: RunHistory, tell: Callable[[Mapping[str, Any]], object]) -> dict[str, Series]:
+    """A figure of the evaluations, picked from metrics: "" -> round -> that of all sites, then site -> round -> its own."""
+    values: dict[str, dict[int, float | None]] = {
+        "": {number: finite(tell(told.metrics)) for number, told in sorted(history.evaluations.items())}
+    }
+    for (number, site), report in history.reports.items():
+        if report.outcome == ACCEPTED:
+            values.setdefault(site, {})[number] = finite(tell(report.metrics))
+    known = {who: {n: v for n, v in series.items() if v is not None} for who, series in values.items()}
+    return {who: series for who, series in known.items() if series}
 
 
 def unchanged_groups(history: RunHistory) -> list[Trouble]:
@@ -283,11 +343,22 @@ def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(value * weight for value, weight in pairs) / total
 
 
+def _standing(events: Sequence[Event]) -> list[SiteEvaluated | RoundEvaluated]:
+    """The events of evaluations that stand: a run that went on from a round made void what was said of later models."""
+    stand: list[SiteEvaluated | RoundEvaluated] = []
+    for event in events:
+        if isinstance(event, RunResumed):
+            stand = [earlier for earlier in stand if earlier.round <= event.rounds_done]
+        elif isinstance(event, SiteEvaluated | RoundEvaluated):
+            stand.append(event)
+    return stand
+
+
 def _finish(events: Sequence[Event]) -> RunFinished | None:
     """The end of the run, unless another process started it again afterwards."""
     finish: RunFinished | None = None
     for event in events:
-        if isinstance(event, RunStarted):
+        if isinstance(event, RunStarted | RunResumed):
             finish = None
         elif isinstance(event, RunFinished):
             finish = event

@@ -24,6 +24,7 @@ OUTCOMES: dict[str, tuple[str, str]] = {
     "accepted": ("#cfe3f1", ""),
     "refused": ("#ddcc77", "R"),
     "late": ("#c9a0dc", "L"),
+    "overdue": ("#e0c8ea", "A"),
     "left_out": ("#eba77f", "O"),
     "failed": ("#e98c98", "F"),
     "no answer": ("#b9c0c8", "?"),

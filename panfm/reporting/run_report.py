@@ -15,10 +15,14 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from panfm.reporting import figures, tables
+from panfm.reporting.evaluation_figures import FIGURES, evaluation_figures
+from panfm.reporting.evaluation_tables import evaluation_tables
 from panfm.reporting.history import (
     ACCEPTED,
     RunHistory,
     accepted,
+    best_round,
+    evaluation_troubles,
     finite,
     held_subjects,
     outcome,
@@ -28,7 +32,8 @@ from panfm.reporting.history import (
 )
 from panfm.reporting.page import write_page
 from panfm.reporting.probes import probe_rows
-from panfm.reporting.svg import house_style
+from panfm.reporting.record import ModelEvaluated
+from panfm.reporting.svg import house_style, inline_svg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,15 @@ class Probe:
     note: str
     table: tables.Table
     figure: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvaluation:
+    """One evaluation of a frozen model, with its tables and figures."""
+
+    event: ModelEvaluated
+    tables: tuple[tables.Table, ...]
+    figures: dict[str, Markup]
 
 
 def write_run_report(run_folder: Path) -> Path:
@@ -77,8 +91,10 @@ def page_values(history: RunHistory, links: dict[str, str]) -> dict[str, object]
         "links": links,
         "digest": history.averages[max(history.averages)].model_digest if history.averages else "",
         "troubles": tables.trouble_table(site_troubles(history), "site"),
+        "unreported": tables.unreported_table(evaluation_troubles(history)),
         "unchanged": tables.trouble_table(unchanged_groups(history), "group"),
         "probes": probes(history),
+        "model_evaluations": model_evaluations(history),
         "tables": report_tables(history, links),
         "figures": report_figures(history),
     }
@@ -137,10 +153,12 @@ def facts(history: RunHistory) -> list[tuple[str, str]]:
             ("Flower", start.flower_version),
             ("started from", start.init_from or "a seeded initialisation"),
         ]
-    if len(history.starts) > 1:
-        known.append(("taken up again", f"{len(history.starts) - 1} times"))
+    if times := len(history.resumes):
+        known.append(("taken up again", "once" if times == 1 else f"{times} times"))
     if history.finish is not None and history.finish.model:
         known.append(("exported model", history.finish.model))
+    if (best := best_round(history)) is not None:
+        known.append(("best round", f"{best}, kept as best/round-{best:04d}"))
     return [(name, value) for name, value in known if value]
 
 
@@ -168,11 +186,30 @@ def probes(history: RunHistory) -> list[Probe]:
     ]
 
 
+def model_evaluations(history: RunHistory) -> list[ModelEvaluation]:
+    """Every evaluation of a frozen model, in the order in which they were made."""
+    return [
+        ModelEvaluation(
+            event=event,
+            tables=evaluation_tables(event),
+            figures=dict.fromkeys(FIGURES, Markup(""))
+            | {
+                name: inline_svg(figure, f"evaluation-{place}-{name}", words)
+                for name, (figure, words) in evaluation_figures(event).items()
+            },
+        )
+        for place, event in enumerate(history.model_evaluations)
+    ]
+
+
 def report_tables(history: RunHistory, links: dict[str, str]) -> dict[str, object]:
     """The page's tables, by name."""
     return {
         "organs_held": tables.organ_matrix(history, links),
+        "sites": tables.site_table(history),
+        "coverage": tables.coverage_table(history),
         "loss": tables.loss_table(history),
+        "evaluations": tables.evaluation_table(history),
         "organs": tables.organ_table(history),
         "weights": tables.weights_table(history),
         "cost": tables.cost_table(history),
@@ -187,6 +224,8 @@ def report_figures(history: RunHistory) -> dict[str, Markup]:
     return {
         "answers": figures.answers_figure(history),
         "loss": figures.loss_figure(history),
+        "held_out": figures.held_out_figure(history),
+        "held_out_probes": figures.held_out_probe_figure(history),
         "share": organ(history, "share", "Share of attention of each organ over rounds"),
         "lift": organ(history, "lift", "Lift of each organ over rounds", reference=1.0),
         "masked_rate": organ(history, "masked_rate", "How often each organ was masked, over rounds"),

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
 
@@ -15,14 +15,16 @@ from panfm.reporting.history import (
     RunHistory,
     Series,
     Trouble,
+    best_round,
     finite,
     held_subjects,
     in_ranges,
     organ_mean,
+    relative_loss,
     site_series,
 )
 from panfm.reporting.probes import ProbeRow, best, by_question, probe_rows
-from panfm.reporting.record import ProbeTable, SiteAnswered
+from panfm.reporting.record import ProbeTable, RoundEvaluated, SiteAnswered, SiteJoined
 
 DASH = "–"
 """Absent: the site does not hold it, or the record does not tell."""
@@ -128,6 +130,53 @@ def organ_matrix(history: RunHistory, links: dict[str, str]) -> Table:
     )
 
 
+def site_table(history: RunHistory) -> Table:
+    """What each site said of itself when it last joined, organs and counts excepted."""
+    return Table(
+        caption="What each site trains with, and the commonest kind of spacing among its scans of each organ.",
+        head=("site", "device", "torch", "panfm", "spacing"),
+        rows=tuple(
+            Row(
+                header=Cell(text=site),
+                cells=tuple(Cell(text=text or DASH) for text in _told_of_itself(told)),
+            )
+            for site, told in sorted(history.joined.items())
+        ),
+        words=True,
+    )
+
+
+def _told_of_itself(told: SiteJoined) -> tuple[str, ...]:
+    kinds: dict[str, list[str]] = {}
+    for organ, kind in told.spacing.items():
+        kinds.setdefault(kind.replace("_", " "), []).append(organ)
+    spacing = "; ".join(f"{kind}: {', '.join(organs)}" for kind, organs in kinds.items())
+    return told.device, told.torch_version, told.panfm_version, spacing
+
+
+def coverage_table(history: RunHistory) -> Table:
+    """What each organ got of a run that has ended, beside what it needed."""
+    rows = history.finish.coverage if history.finish is not None else []
+    window = finite(rows[0].get("window")) if rows else None
+    where = f"every {window:.0f} rounds in a row" if window else "the run"
+    names = ("offered_by", "needed", "fewest", "sites", "rounds")
+    return Table(
+        caption=f"Sites whose training of an organ counted; needed in {where}. In bold: fewer than needed.",
+        head=("organ", "offered by", "needed", "fewest in a window" if window else "reached", "in the run", "rounds"),
+        rows=tuple(
+            Row(
+                header=Cell(text=str(row.get("organ", DASH))),
+                cells=tuple(Cell(text=count(row.get(name)), strong=name == "fewest" and _poor(row)) for name in names),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _poor(row: Mapping[str, object]) -> bool:
+    return (finite(row.get("fewest")) or 0) < (finite(row.get("needed")) or 0)
+
+
 def trouble_table(troubles: Sequence[Trouble], who: str) -> Table:
     """Who, what, when and why."""
     return Table(
@@ -146,6 +195,11 @@ def trouble_table(troubles: Sequence[Trouble], who: str) -> Table:
         ),
         words=True,
     )
+
+
+def unreported_table(troubles: Sequence[Trouble]) -> Table:
+    """Who did not report on a model, what came instead, when and why."""
+    return replace(trouble_table(troubles, "site"), caption="Reports that did not count, and why.")
 
 
 def loss_table(history: RunHistory) -> Table:
@@ -173,6 +227,29 @@ def organ_table(history: RunHistory) -> Table:
             for organ in history.organs
         ),
     )
+
+
+def evaluation_table(history: RunHistory) -> Table:
+    """Every evaluation: who reported, the losses and the probes, over all sites; the best round in bold."""
+    labels = sorted({label for told in history.evaluations.values() for label in told.metrics.get("probes", {})})
+    best = best_round(history)
+    return Table(
+        caption="Held-out subjects of all sites that reported, after each evaluated round; the best round in bold.",
+        head=("round", "sites", "loss", "patches", "organs", "constant", "ratio", *labels),
+        rows=tuple(
+            Row(
+                header=Cell(text=f"{number}, the best" if number == best else str(number), strong=number == best),
+                cells=tuple(Cell(text=text, strong=number == best) for text in _evaluation(told, labels)),
+            )
+            for number, told in sorted(history.evaluations.items())
+        ),
+    )
+
+
+def _evaluation(told: RoundEvaluated, labels: Sequence[str]) -> list[str]:
+    losses = [number(told.metrics.get(name)) for name in ("loss", "loss_patch", "loss_organ", "collapse_loss")]
+    probes = [number(told.metrics.get("probes", {}).get(label)) for label in labels]
+    return [str(len(told.sites)), *losses, number(relative_loss(told.metrics)), *probes]
 
 
 def weights_table(history: RunHistory) -> Table:

@@ -14,7 +14,7 @@ from datetime import datetime
 from panfm import recipes
 from panfm.config import Recipe
 from panfm.errors import ConfigError
-from panfm.protocol import PROTOCOL_VERSION, TrainTask
+from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, ParcelRequest, Signed, Task, TaskParcel
 from panfm.signing import is_signed_by
 from panfm.site.policy import Policy, PrivacyMode, Public, TaskKind, numbers_of, within_hours
 from panfm.site.refusals import reason_of
@@ -30,13 +30,14 @@ class SiteFacts:
     """What the site knows of itself when it is asked."""
 
     subjects: Mapping[str, frozenset[str]]
-    """Organ -> pseudonyms of the subjects to train on, for the organs that it has prepared scans of."""
+    """Organ -> pseudonyms of the subjects to train on, for the organs that it has prepared scans of; for an evaluation, of
+    those that it holds out."""
     answered_digest: str | None
     """Digest of the task of this run and round that it answered before, if any."""
     now: datetime
     """By the site's own clock; aware of its time zone."""
     rounds_answered: int
-    """Tasks of any run that it answered by training in the 24 hours before."""
+    """Tasks of any run that it answered by training in the 24 hours before; for an evaluation, by evaluating."""
     spent_epsilon: float | None
     """Privacy loss spent so far, at the policy's delta; None while the site keeps no ledger."""
     free_memory_gib: float | None
@@ -51,7 +52,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """The site trains these organs by this recipe."""
+    """The site trains, or evaluates, these organs by this recipe."""
 
     organs: tuple[str, ...]
     recipe: Recipe
@@ -78,7 +79,7 @@ class Refused:
         return reason_of(self.code, self.setting)
 
 
-def admit(task: TrainTask, policy: Policy, facts: SiteFacts) -> Admitted | Repeated | Refused:
+def admit(task: Task, policy: Policy, facts: SiteFacts) -> Admitted | Repeated | Refused:
     """Decide on one task; the first thing that speaks against it is the reason.
 
     Nothing of the task but its digest is read before its signature is known to be a coordinator's whom the policy names.
@@ -101,6 +102,17 @@ def admit(task: TrainTask, policy: Policy, facts: SiteFacts) -> Admitted | Repea
     )
 
 
+def admit_parcel(asked: TaskParcel | ParcelRequest, policy: Policy) -> Refused | None:
+    """What speaks against keeping a parcel of a task, or handing out one of an answer; None when nothing does."""
+    if (code := _misdirected(asked, asked.digest(), policy)) is not None:
+        return Refused(code=code)
+    if isinstance(asked, ParcelRequest) and policy.privacy.mode is PrivacyMode.dp:
+        return Refused(code="privacy")
+    if isinstance(asked, ParcelRequest) and Public.updates not in policy.public:
+        return Refused(code="updates_not_public")
+    return None
+
+
 def offered_organs(policy: Policy, subjects: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
     """Organs of the policy, in its order, that enough subjects have."""
     return tuple(
@@ -108,8 +120,8 @@ def offered_organs(policy: Policy, subjects: Mapping[str, frozenset[str]]) -> tu
     )
 
 
-def _misdirected(task: TrainTask, digest: str, policy: Policy) -> str | None:
-    """The code of what is wrong with where the task comes from and goes to."""
+def _misdirected(task: Signed, digest: str, policy: Policy) -> str | None:
+    """The code of what is wrong with where a task, or a message about its parcels, comes from and goes to."""
     if task.protocol_version != PROTOCOL_VERSION:
         return "protocol"
     if not any(is_signed_by(key, digest, task.signature) for key in policy.coordinator_keys):
@@ -117,7 +129,7 @@ def _misdirected(task: TrainTask, digest: str, policy: Policy) -> str | None:
     return None if task.site == policy.site else "wrong_site"
 
 
-def _recipe_of(task: TrainTask) -> Recipe | None:
+def _recipe_of(task: Task) -> Recipe | None:
     if len(task.recipe) > LONGEST_RECIPE or _EXPANDING & set(task.recipe):
         return None
     try:
@@ -126,8 +138,10 @@ def _recipe_of(task: TrainTask) -> Recipe | None:
         return None
 
 
-def _against_what_is_asked(task: TrainTask, recipe: Recipe, policy: Policy, facts: SiteFacts) -> Refused | None:
+def _against_what_is_asked(task: Task, recipe: Recipe, policy: Policy, facts: SiteFacts) -> Refused | None:
     """The kind of task, and what would become of its answer."""
+    if isinstance(task, EvaluateTask):
+        return _against_evaluation(policy, facts)
     if TaskKind.pretrain not in policy.tasks:
         return Refused(code="task_not_allowed", note=f"{type(task).__name__} needs `pretrain` among the policy's tasks")
     demand = policy.privacy
@@ -136,6 +150,17 @@ def _against_what_is_asked(task: TrainTask, recipe: Recipe, policy: Policy, fact
         return Refused(code="budget_spent" if spent else "privacy", note=f"recipe {recipe.recipe!r:.80}")
     if Public.updates not in policy.public:
         return Refused(code="updates_not_public", note="privacy.mode none needs `updates` among what is public")
+    return None
+
+
+def _against_evaluation(policy: Policy, facts: SiteFacts) -> Refused | None:
+    """A report is metrics and nothing else, so they must be declared public, whatever is demanded of updates."""
+    if TaskKind.evaluate not in policy.tasks:
+        return Refused(code="task_not_allowed", note="EvaluateTask needs `evaluate` among the policy's tasks")
+    if Public.metrics not in policy.public:
+        return Refused(code="metrics_not_public", note="an evaluation needs `metrics` among what is public")
+    if not any(facts.subjects.values()):
+        return Refused(code="none_held_out", note="no scan is marked `validation` in the site's table")
     return None
 
 
@@ -166,7 +191,7 @@ def _against_the_moment(policy: Policy, facts: SiteFacts) -> Refused | None:
     return None
 
 
-def _organs_to_train(task: TrainTask, recipe: Recipe, policy: Policy, facts: SiteFacts) -> Admitted | Refused:
+def _organs_to_train(task: Task, recipe: Recipe, policy: Policy, facts: SiteFacts) -> Admitted | Refused:
     """What the site offers, the recipe knows and the task carries is trained, if there is enough of it."""
     sent = {name.split(".")[1] for name in task.student if name.startswith("organs.")}
     asked = [organ for organ in recipe.organs if organ in policy.organs and organ in sent and facts.subjects.get(organ)]

@@ -8,6 +8,8 @@ anchored, and what a crash may leave, is in `panfm.site.audit_chain`.
     state/audit.anchor    number, digest and offset of the last finished line; replaced after each append
     state/audit.torn-N    what a crash left of line N, moved aside; line N itself, a `torn_tail`, says so
 
+The privacy ledger (`panfm.site.ledger`) is kept in the same way, in files of its own name: a `LogKind` says which.
+
 No entry holds a pseudonym or a path. Several processes may append: each takes the lock on the log first (flock, which
 ends with the process that holds it).
 """
@@ -33,6 +35,7 @@ from panfm.site.audit_chain import (
     EMPTY,
     MAX_LINE_BYTES,
     Anchor,
+    Entry,
     Head,
     Inspection,
     JsonScalar,
@@ -48,7 +51,23 @@ from panfm.site.audit_chain import (
 
 STATE, LOG, ANCHOR = "state", "audit.log", "audit.anchor"
 TORN_TAIL = "torn_tail"
-_LOOK = "run `panfm site audit verify`, which names the first wrong line, and ask who changed it"
+
+
+@dataclass(frozen=True, slots=True)
+class LogKind:
+    """Which of a site's logs."""
+
+    stem: str
+    """Of its files' names."""
+    title: str
+    """How people call it."""
+    look: str
+    """What a person does when it is not as it was written."""
+
+
+AUDIT = LogKind(
+    "audit", "audit log", "run `panfm site audit verify`, which names the first wrong line, and ask who changed it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +77,36 @@ class AuditLog:
     _state: Path
     _key: Ed25519PrivateKey = field(repr=False)
     _public_key: str
+    _kind: LogKind = AUDIT
 
     @classmethod
-    def create(cls, folder: Path, key: Ed25519PrivateKey, about: Mapping[str, JsonScalar]) -> AuditLog:
-        """Begin the log of a new site with the entry `log_opened`.
+    def create(
+        cls, folder: Path, key: Ed25519PrivateKey, about: Mapping[str, JsonScalar], kind: LogKind = AUDIT
+    ) -> AuditLog:
+        """Begin a log of a new site with the entry `log_opened`.
 
         Raises: AuditError when the folder holds a log, or the anchor of one, or it cannot be written.
         """
-        log = cls(folder / STATE, key, public_hex(key))
+        log = cls(folder / STATE, key, public_hex(key), kind)
         try:
             log._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if has_log(folder):
-                raise AuditError(f"{log._state} holds an audit log already; a log is begun once")
+            if has_log(folder, kind):
+                raise AuditError(f"{log._state} holds a log of this kind already: {kind.title}; a log is begun once")
             log._replace_anchor(log._draft_anchor(Anchor(head=EMPTY, size_bytes=0)))
-            log._write_private(log._state / LOG, b"")
+            log._write_private(log._log, b"")
             flush(log._state)
         except OSError as error:
-            raise _cannot_write(error) from error
+            raise log._cannot_write(error) from error
         log.append("log_opened", {**about, "public_key": log._public_key})
         return log
 
     @classmethod
-    def open(cls, folder: Path, key: Ed25519PrivateKey) -> AuditLog:
+    def open(cls, folder: Path, key: Ed25519PrivateKey, kind: LogKind = AUDIT) -> AuditLog:
         """The log of a site, with what a crash left of its last line dealt with.
 
         Raises: AuditError when there is none, its end was cut or changed, or it is another key's.
         """
-        log = cls(folder / STATE, key, public_hex(key))
+        log = cls(folder / STATE, key, public_hex(key), kind)
         log.head()
         return log
 
@@ -104,20 +126,44 @@ class AuditLog:
         with self._locked() as log:
             return self._recovered(log).head
 
+    def last(self, event: str) -> Entry | None:
+        """The newest entry of an event; None when there is none.
+
+        Raises: AuditError, as `open`, or when that entry is not what the site wrote. The lines before it are not looked at.
+        """
+        with self._locked() as log:
+            content = os.pread(log, self._recovered(log).size_bytes, 0)
+        mark = f'"event":"{event}",'.encode("ascii")  # within a value its quotes would have backslashes before them
+        line = next((line for line in reversed(content.splitlines()) if mark in line), None)
+        if line is None:
+            return None
+        entry = read_line(line, self._public_key)
+        if entry is None or entry.event != event:
+            raise self._wrong(f"was changed where it says `{event}` last")
+        return entry
+
+    @property
+    def _log(self) -> Path:
+        return self._state / f"{self._kind.stem}.log"
+
+    @property
+    def _anchor(self) -> Path:
+        return self._state / f"{self._kind.stem}.anchor"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """The log's descriptor, alone with it."""
         try:
-            log = os.open(self._state / LOG, os.O_RDWR | os.O_APPEND)
+            log = os.open(self._log, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError as error:
-            raise AuditError(f"there is no {self._state / LOG}; run `panfm site init`, or restore it") from error
+            raise AuditError(f"there is no {self._log}; run `panfm site init`, or restore it") from error
         except OSError as error:
-            raise _cannot_write(error) from error
+            raise self._cannot_write(error) from error
         try:
             fcntl.flock(log, fcntl.LOCK_EX)
             yield log
         except OSError as error:
-            raise _cannot_write(error) from error
+            raise self._cannot_write(error) from error
         finally:
             os.close(log)
 
@@ -129,7 +175,7 @@ class AuditLog:
         try:
             _write_all(log, line)
             os.fsync(log)
-            draft.replace(self._state / ANCHOR)
+            draft.replace(self._anchor)
         except OSError:
             with contextlib.suppress(OSError):  # if even this fails, the next who writes finds what a crash leaves
                 os.ftruncate(log, anchor.size_bytes)
@@ -155,24 +201,26 @@ class AuditLog:
 
     def _read_anchor(self) -> Anchor:
         try:
-            content = (self._state / ANCHOR).read_bytes()
+            content = self._anchor.read_bytes()
         except FileNotFoundError as error:
-            raise AuditError(f"the audit log has lost its {ANCHOR}; {_LOOK}") from error
+            raise self._wrong(f"has lost its {self._anchor.name}") from error
         anchor = read_anchor(content, self._public_key)
         if anchor is None:
-            raise AuditError(f"{ANCHOR} was changed, or is of another key than the site's; {_LOOK}")
+            raise self._wrong(
+                f"has an anchor, {self._anchor.name}, that was changed, or is of another key than the site's"
+            )
         return anchor
 
     def _behind(self, log: int, anchor: Anchor) -> bytes:
         """What stands behind the anchored line, which must be there."""
         size = os.fstat(log).st_size
         if size < anchor.size_bytes:
-            raise AuditError(f"the audit log was cut: it had {anchor.head.length} lines; {_LOOK}")
+            raise self._wrong(f"was cut: it had {anchor.head.length} lines")
         if anchor.size_bytes:
             start = max(0, anchor.size_bytes - MAX_LINE_BYTES)
             block = os.pread(log, anchor.size_bytes - start, start)
             if not block.endswith(b"\n") or digest_of(block[:-1].rpartition(b"\n")[2]) != anchor.head.digest:
-                raise AuditError(f"line {anchor.head.length} of the audit log was changed; {_LOOK}")
+                raise self._wrong(f"was changed in line {anchor.head.length}")
         if size - anchor.size_bytes > MAX_LINE_BYTES:
             raise self._foreign(anchor)
         return os.pread(log, size - anchor.size_bytes, anchor.size_bytes)
@@ -197,14 +245,23 @@ class AuditLog:
         os.fsync(log)
 
     def _aside(self, anchor: Anchor) -> Path:
-        return self._state / f"audit.torn-{anchor.head.length + 1}"
+        return self._state / f"{self._kind.stem}.torn-{anchor.head.length + 1}"
 
     def _foreign(self, anchor: Anchor) -> AuditError:
-        return AuditError(f"what follows line {anchor.head.length} of the audit log was not written by panfm; {_LOOK}")
+        return self._wrong(f"has something behind line {anchor.head.length} that was not written by panfm")
+
+    def _wrong(self, what: str) -> AuditError:
+        return AuditError(f"the {self._kind.title} {what}; {self._kind.look}")
+
+    def _cannot_write(self, error: OSError) -> AuditError:
+        return AuditError(
+            f"the {self._kind.title} cannot be written ({error.strerror}), so nothing leaves the site; "
+            "make room or mend the disk"
+        )
 
     def _draft_anchor(self, anchor: Anchor) -> Path:
         """A new anchor on disk, not yet in its place."""
-        draft = self._state / f"{ANCHOR}.draft"
+        draft = self._anchor.with_name(f"{self._anchor.name}.draft")
         self._write_private(draft, anchor_bytes(self._key, anchor))
         return draft
 
@@ -221,35 +278,33 @@ class AuditLog:
             os.close(descriptor)
 
     def _replace_anchor(self, draft: Path) -> None:
-        draft.replace(self._state / ANCHOR)
+        draft.replace(self._anchor)
         flush(self._state)
 
 
-def has_log(folder: Path) -> bool:
+def has_log(folder: Path, kind: LogKind = AUDIT) -> bool:
     """Whether a site's folder holds a log with entries, or what says that it held one."""
-    log, anchor = folder / STATE / LOG, folder / STATE / ANCHOR
+    log, anchor = folder / STATE / f"{kind.stem}.log", folder / STATE / f"{kind.stem}.anchor"
     begun = log.exists() and log.stat().st_size > 0
     return begun or (anchor.exists() and b'"length":0,' not in anchor.read_bytes())
 
 
-def inspect_folder(folder: Path, public_key: str, witnesses: Sequence[Head] = ()) -> Inspection:
+def inspect_folder(folder: Path, public_key: str, witnesses: Sequence[Head] = (), kind: LogKind = AUDIT) -> Inspection:
     """Look at a site's whole log, without changing anything.
 
     Raises: AuditError when there is none or it cannot be read.
     """
-    state = folder / STATE
+    place, anchored = folder / STATE / f"{kind.stem}.log", folder / STATE / f"{kind.stem}.anchor"
     try:
-        with (state / LOG).open("rb") as log:
+        with place.open("rb") as log:
             fcntl.flock(log, fcntl.LOCK_SH)  # so that log and anchor are of one moment
             content = log.read()
-            anchor = (state / ANCHOR).read_bytes() if (state / ANCHOR).exists() else None
+            anchor = anchored.read_bytes() if anchored.exists() else None
     except FileNotFoundError as error:
-        lost = " though there was one: its anchor is still there" if (state / ANCHOR).exists() else ""
-        raise AuditError(f"there is no {state / LOG}{lost}; restore it from the site's backup") from error
+        lost = " though there was one: its anchor is still there" if anchored.exists() else ""
+        raise AuditError(f"there is no {place}{lost}; restore it from the site's backup") from error
     except OSError as error:
-        raise AuditError(
-            f"{state / LOG} cannot be read ({error.strerror}); it belongs to the site's own user"
-        ) from error
+        raise AuditError(f"{place} cannot be read ({error.strerror}); it belongs to the site's own user") from error
     return inspect_log(content, anchor, public_key, witnesses)
 
 
@@ -260,9 +315,3 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _cannot_write(error: OSError) -> AuditError:
-    return AuditError(
-        f"the audit log cannot be written ({error.strerror}), so nothing leaves the site; make room or mend the disk"
-    )

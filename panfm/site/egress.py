@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
 
@@ -22,14 +22,33 @@ import torch
 from torch import Tensor
 
 import panfm
-from panfm import update
+from panfm import recipes
 from panfm.errors import AuditError, CheckpointError, ConfigError, DataError, ProtocolError, RunError
 from panfm.groups import SHARED_GROUPS, group_of
-from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, TrainMetrics, TrainTask, to_envelope
+from panfm.protocol import (
+    PROTOCOL_VERSION,
+    SPACINGS,
+    Answer,
+    AnswerParcel,
+    EvaluateTask,
+    EvaluationMetrics,
+    JoinAnswer,
+    ParcelKept,
+    ParcelRequest,
+    Refusal,
+    Signed,
+    SiteReport,
+    SiteUpdate,
+    TaskParcel,
+    TrainMetrics,
+    TrainTask,
+    to_envelope,
+)
+from panfm.site.parcel_shelf import ShelfError
 from panfm.site.policy import Policy, PrivacyMode, Public
 from panfm.site.refusals import reason_of, sayable
-
-Answer = JoinAnswer | SiteUpdate | Refusal
+from panfm.wire.encoding import SCALES
+from panfm.wire.parcels import Parcel, pieces, unpack, unpack_tensors
 
 METRIC_DIGITS = 4
 """Significant digits of a metric that leaves: enough for every curve, and less than 19 bits with sign and exponent."""
@@ -62,49 +81,60 @@ class Released:
     """An answer that passed the gate. Made here only; a test looks for any other place."""
 
     answer: Answer
+    parcel: Parcel | None = None
+    """The one that leaves with it: of an update the first."""
 
     def summary(self) -> dict[str, str | int]:
         """What leaves, for the site's audit log: kind, digests and sizes, and the code of a refusal.
 
-        Of an update it is taken before the head of that log is put in.
+        Of an update it is taken before the head of that log is put in, and tells of all parcels that it names;
+        `parcels_sha256` is that of their digests, one after the other.
         """
         envelope = to_envelope(self.answer)
+        labels = self.answer.parcels if isinstance(self.answer, SiteUpdate) else [p.label for p in [self.parcel] if p]
         about: dict[str, str | int] = {
             "kind": envelope.kind,
             "header_bytes": len(envelope.header.encode()),
             "header_sha256": hashlib.sha256(envelope.header.encode()).hexdigest(),
-            "tensors": len(envelope.tensors),
-            "tensor_bytes": sum(tensor.numel() * tensor.element_size() for tensor in envelope.tensors.values()),
-            "tensors_sha256": update.digest(envelope.tensors),
+            "parcels": len(labels),
+            "parcel_bytes": sum(label.size_bytes for label in labels),
+            "parcels_sha256": hashlib.sha256("".join(label.sha256 for label in labels).encode()).hexdigest(),
         }
         return about | ({"code": self.answer.code} if isinstance(self.answer, Refusal) else {})
 
     def witnessed(self, audit_head: str) -> Released:
-        """An update takes the head of the site's audit log along, so that the coordinator holds a witness of it."""
-        if not isinstance(self.answer, SiteUpdate):
+        """An update or report takes the head of the site's audit log along, so that the coordinator holds a witness of it."""
+        if not isinstance(self.answer, SiteUpdate | SiteReport):
             return self
         _require(_HEAD.fullmatch(audit_head) is not None, "a head of the audit log that is none")
-        return Released(answer=replace(self.answer, audit_head=audit_head))
+        return replace(self, answer=replace(self.answer, audit_head=audit_head))
 
 
-def release(answer: Answer, policy: Policy, asked: TrainTask | None) -> Released:
+def release(answer: Answer, policy: Policy, asked: Signed | None, parcels: Sequence[Parcel] = ()) -> Released:
     """What of an answer may leave.
 
     Args:
-        asked: the task that it answers; None where the site was asked who it is.
+        asked: the task or question that it answers; None where the site was asked who it is.
+        parcels: of an update all, in order: its tensors are what they hold. Of an `AnswerParcel` that one.
     Raises: EgressError when something in it may not leave and cannot be left out; its words are the site's own.
     """
     if isinstance(answer, Refusal):
         return Released(answer=_refusal(answer, policy, asked))
     if isinstance(answer, JoinAnswer):
         return Released(answer=_join_answer(answer, policy))
-    if asked is None:
-        raise EgressError("an update that answers no task")
-    return Released(answer=_site_update(answer, policy, asked))
+    if isinstance(answer, SiteReport):
+        return Released(answer=_site_report(answer, policy, asked))
+    if isinstance(answer, ParcelKept | AnswerParcel):
+        return _about_a_parcel(answer, policy, asked, parcels)
+    if not isinstance(asked, TrainTask):
+        raise EgressError("an update that answers no task of training")
+    return Released(answer=_site_update(answer, policy, asked, parcels), parcel=parcels[0])
 
 
 def released_error(error: BaseException) -> Released:
     """What may leave of a failure, whatever it was: a code and a fixed line. Needs no policy, which may be what failed."""
+    if isinstance(error, ShelfError):
+        return released_code(error.code)
     code = "site_egress" if isinstance(error, EgressError) else "site_error"
     return released_code(next((code for kind, code in _CODES if isinstance(error, kind)), code))
 
@@ -119,13 +149,15 @@ def _require(condition: bool, problem: str) -> None:
         raise EgressError(problem)
 
 
-def _refusal(answer: Refusal, policy: Policy, asked: TrainTask | None) -> Refusal:
+def _refusal(answer: Refusal, policy: Policy, asked: Signed | None) -> Refusal:
     _require((answer.code, answer.reason) in sayable(), f"a refusal in words of its own: {answer.code!r:.80}")
     _check_address(answer, policy, asked)
     return answer
 
 
-def _check_address(answer: SiteUpdate | Refusal, policy: Policy, asked: TrainTask | None) -> None:
+def _check_address(
+    answer: SiteUpdate | SiteReport | ParcelKept | AnswerParcel | Refusal, policy: Policy, asked: Signed | None
+) -> None:
     """An answer repeats the words of whoever asked, and no others."""
     _require(asked is not None, "an answer to no task")
     assert asked is not None
@@ -136,23 +168,49 @@ def _check_address(answer: SiteUpdate | Refusal, policy: Policy, asked: TrainTas
 def _join_answer(answer: JoinAnswer, policy: Policy) -> JoinAnswer:
     _require(answer.site == policy.site, "a site under another name than the policy's")
     _require(set(answer.organs) <= set(policy.organs), "an organ that the policy does not offer")
-    own_versions = (PROTOCOL_VERSION, panfm.__version__)
-    _require((answer.protocol_version, answer.panfm_version) == own_versions, "versions that are not panfm's own")
+    own_versions = (PROTOCOL_VERSION, panfm.__version__, torch.__version__)
+    told_versions = (answer.protocol_version, answer.panfm_version, answer.torch_version)
+    _require(told_versions == own_versions, "versions that are not panfm's own")
+    _require(answer.device == torch.device(policy.device).type, "a device that is not the policy's")
     if Public.counts not in policy.public:
-        return replace(answer, num_subjects={})
+        return replace(answer, num_subjects={}, spacing={})
     _check_counts(answer.num_subjects, answer.organs)
+    for organ, word in answer.spacing.items():
+        _require(organ in answer.organs and word in SPACINGS, f"no class of spacing of an organ: {word!r:.80}")
     return answer
 
 
-def _site_update(answer: SiteUpdate, policy: Policy, asked: TrainTask) -> SiteUpdate:
+def _about_a_parcel(
+    answer: ParcelKept | AnswerParcel, policy: Policy, asked: Signed | None, parcels: Sequence[Parcel]
+) -> Released:
+    """Word that a parcel is kept, or a further parcel of an update.
+
+    Of an update only those parcels are asked for that it named when it passed this gate, whole: a digest is hard to guess. So
+    what is looked at once more is what today's policy may have changed.
+    """
+    if not isinstance(asked, TaskParcel if isinstance(answer, ParcelKept) else ParcelRequest):
+        raise EgressError("word of a parcel that was not asked for")
+    _check_address(answer, policy, asked)
+    _require(answer.sha256 == asked.sha256, "another parcel than asked for")
+    if isinstance(answer, ParcelKept):
+        return Released(answer=answer)
+    _check_public(policy)
+    (parcel,) = parcels
+    _require(parcel.sha256 == asked.sha256, "another parcel than asked for")
+    for piece in pieces(unpack(parcel)):
+        _check_group(piece.name.removesuffix(SCALES), policy)
+    return Released(answer=answer, parcel=parcel)
+
+
+def _site_update(answer: SiteUpdate, policy: Policy, asked: TrainTask, parcels: Sequence[Parcel]) -> SiteUpdate:
     _check_address(answer, policy, asked)
     _require(answer.task_digest == asked.digest(), "an answer to another task than asked")
     _require(answer.audit_head == "", "words where the head of the audit log is to come")
-    _require(
-        policy.privacy.mode is PrivacyMode.none and Public.updates in policy.public,
-        "an update without noise, which the policy does not declare public",
-    )
-    _check_tensors(answer.deltas, asked.student, (*SHARED_GROUPS, *policy.organs))
+    _check_public(policy)
+    labels = tuple(parcel.label for parcel in parcels)
+    _require(bool(labels) and answer.parcels == labels, "an update that names other parcels than it has")
+    _check_tensors(unpack_tensors(parcels), asked.student, policy)
+    answer = replace(answer, deltas={})
     _check_counts(answer.organ_subjects, policy.organs)
     _require(type(answer.num_subjects) is int and answer.num_subjects >= 1, "a number of subjects below 1")
     _require(type(answer.num_steps) is int and answer.num_steps >= 1, "a number of steps below 1")
@@ -164,11 +222,40 @@ def _site_update(answer: SiteUpdate, policy: Policy, asked: TrainTask) -> SiteUp
     return replace(answer, metrics=metrics, num_subjects=nominal, organ_subjects=trained)
 
 
-def _check_tensors(deltas: Mapping[str, Tensor], sent: Mapping[str, Tensor], groups: tuple[str, ...]) -> None:
-    """Only what the site was sent comes back: the same names, shapes and types, hence no more bytes."""
+def _site_report(answer: SiteReport, policy: Policy, asked: Signed | None) -> SiteReport:
+    if not isinstance(asked, EvaluateTask):
+        raise EgressError("a report that answers no task of evaluation")
+    _check_address(answer, policy, asked)
+    _require(answer.task_digest == asked.digest(), "an answer to another task than asked")
+    _require(answer.audit_head == "", "words where the head of the audit log is to come")
+    _require(Public.metrics in policy.public, "a report, which the policy does not declare public")
+    _check_counts(answer.organ_subjects, policy.organs)
+    _require(type(answer.num_subjects) is int and answer.num_subjects >= 1, "a number of subjects below 1")
+    metrics = _report_metrics(answer.metrics, policy, asked)
+    if Public.counts in policy.public:
+        return replace(answer, metrics=metrics)
+    nominal = policy.nominal_subjects
+    held_out = {organ: nominal if number else 0 for organ, number in answer.organ_subjects.items()}
+    return replace(answer, metrics=metrics, num_subjects=nominal, organ_subjects=held_out)
+
+
+def _check_public(policy: Policy) -> None:
+    _require(
+        policy.privacy.mode is PrivacyMode.none and Public.updates in policy.public,
+        "an update without noise, which the policy does not declare public",
+    )
+
+
+def _check_group(name: str, policy: Policy) -> None:
+    groups = (*SHARED_GROUPS, *policy.organs)
+    _require(group_of(name) in groups, f"a tensor of an organ that the policy does not offer: {name}")
+
+
+def _check_tensors(deltas: Mapping[str, Tensor], sent: Mapping[str, Tensor], policy: Policy) -> None:
+    """Only what the site was sent comes back: the same names and shapes, and, packed or not, no more bytes."""
     for name, delta in deltas.items():
         _require(name in sent, f"a tensor that the task did not hold: {name!r:.80}")
-        _require(group_of(name) in groups, f"a tensor of an organ that the policy does not offer: {name}")
+        _check_group(name, policy)
         _require(
             delta.shape == sent[name].shape and delta.dtype == sent[name].dtype,
             f"{name} of another shape or type than sent: {tuple(delta.shape)} {delta.dtype}",
@@ -186,29 +273,46 @@ def _metrics(metrics: TrainMetrics | None, policy: Policy) -> TrainMetrics | Non
     """The fields that the protocol knows, by organs that the policy offers, rounded; hence a bounded number of bits."""
     if metrics is None:
         return None
+    return TrainMetrics(**_passed(metrics, policy))
+
+
+def _report_metrics(metrics: EvaluationMetrics, policy: Policy, asked: EvaluateTask) -> EvaluationMetrics:
+    """As for training; a probe has a name that the task's own recipe gave it, and no other."""
+    return EvaluationMetrics(
+        **_passed(metrics, policy, recipes.recipe_from_yaml(asked.recipe).federation.evaluation.probes)
+    )
+
+
+def _passed(metrics: TrainMetrics | EvaluationMetrics, policy: Policy, probes: Collection[str] = ()) -> dict[str, Any]:
+    """The fields, rounded; without public counts more coarsely, and without the number of dropped scans."""
     with_counts = Public.counts in policy.public
     digits = METRIC_DIGITS if with_counts else COARSE_METRIC_DIGITS
+    keys = {name: probes if name == "probes" else policy.organs for name in _BY_KEY}
     kept = {
-        name: value if name == "dropped_scans" else _rounded_all(name, value, digits, policy.organs)
+        name: value if name == "dropped_scans" else _rounded_all(name, value, digits, keys.get(name))
         for name, value in asdict(metrics).items()
     }
     _require(type(kept["dropped_scans"]) is int and kept["dropped_scans"] >= 0, "dropped_scans is no whole number")
-    return TrainMetrics(**(kept if with_counts else kept | {"dropped_scans": 0}))
+    return kept if with_counts else kept | {"dropped_scans": 0}
 
 
-_BY_ORGAN = frozenset(name for name, kind in get_type_hints(TrainMetrics).items() if kind == dict[str, float])
-_OPTIONAL = frozenset(f.name for f in fields(TrainMetrics) if f.type == "float | None")
+_METRICS = (TrainMetrics, EvaluationMetrics)
+_BY_KEY = frozenset(name for of in _METRICS for name, kind in get_type_hints(of).items() if kind == dict[str, float])
+_OPTIONAL = frozenset(f.name for of in _METRICS for f in fields(of) if f.type == "float | None")
 
 
-def _rounded_all(name: str, value: object, digits: int, organs: tuple[str, ...]) -> Any:
+def _rounded_all(name: str, value: object, digits: int, known: Collection[str] | None) -> Any:
+    """One field; `known` are the keys that it may have, None where it is a single number."""
     if value is None and name in _OPTIONAL:
         return None
-    if name not in _BY_ORGAN:
+    if known is None:
         return _rounded(name, value, digits)
-    _require(isinstance(value, Mapping), f"metric {name} is not by organ")
+    _require(isinstance(value, Mapping), f"metric {name} is not by organ or probe")
     assert isinstance(value, Mapping)
-    _require(set(value) <= set(organs), f"metric {name} of something that is no organ of the site")
-    return {organ: _rounded(name, number, digits) for organ, number in value.items()}
+    _require(
+        set(value) <= set(known), f"metric {name} of something that is no organ of the site, or no probe of the recipe"
+    )
+    return {key: _rounded(name, number, digits) for key, number in value.items()}
 
 
 def _rounded(name: str, value: object, digits: int) -> float:

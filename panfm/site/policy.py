@@ -55,7 +55,7 @@ class Public(Enum):
     updates = "updates"
     """What training changed in the model, without noise."""
     counts = "counts"
-    """Numbers of subjects and of scans."""
+    """Numbers of subjects and of scans, and which class of voxel spacing most scans of an organ have."""
     metrics = "metrics"
     """Losses, shares, norms and their like, rounded."""
 

@@ -15,16 +15,18 @@ from dataclasses import fields
 
 import torch
 
-from panfm import update as tensors_update
-from panfm.groups import SHARED_GROUPS, group_of, split_by_group
+from panfm.groups import SHARED_GROUPS, group_of
 from panfm.protocol import SiteUpdate, TrainMetrics
+from server.aggregation.norm_bounds import squared_norm
+from server.aggregation.votes import Deltas
 
-Expected = Mapping[str, tuple[torch.Size, torch.dtype]]
-"""Parameter name -> shape and dtype, of everything that the site was sent."""
+Expected = Mapping[str, torch.Size]
+"""Parameter name -> shape, of everything that the site was sent."""
 
 
 def check_update(
     update: SiteUpdate,
+    deltas: Deltas,
     *,
     run: str,
     round: int,
@@ -38,22 +40,23 @@ def check_update(
     """Why this update must be left out, or None when it may count.
 
     Args:
-        update: the answer, as decoded from the wire.
+        update: the answer's header, as decoded from the wire; its own deltas are not looked at.
+        deltas: what the wire decoded or the spool holds; each tensor is read once, and none before all else is right.
         run, round, site, task_digest: of the task that went to this site.
-        expected: shape and dtype of each parameter that the site was sent.
+        expected: shape of each parameter that the site was sent.
         organs: organs that the site declared when it joined.
         max_delta_norm: largest L2 norm of the delta of one group.
         max_steps: most optimiser steps that the recipe allows in a round.
     Returns: None, or one line that names what came; see above for what it may not hold.
     """
-    # In this order: a tensor is measured only after its name, shape and dtype are known to be right.
+    # In this order: a tensor is measured only after its name and shape are known to be right.
     return (
         _check_address(update, run, round, site, task_digest)
-        or _check_names(update, expected)
-        or _check_layout(update, expected)
-        or _check_counts(update, organs, max_steps)
+        or _check_names(deltas, expected)
+        or _check_shapes(deltas, expected)
+        or _check_counts(update, deltas, organs, max_steps)
         or _check_metrics(update)
-        or _check_values(update, max_delta_norm)
+        or _check_values(deltas, max_delta_norm)
     )
 
 
@@ -65,31 +68,28 @@ def _check_address(update: SiteUpdate, run: str, round: int, site: str, task_dig
     return None
 
 
-def _check_names(update: SiteUpdate, expected: Expected) -> str | None:
-    if not update.deltas:
+def _check_names(deltas: Deltas, expected: Expected) -> str | None:
+    sent = set(deltas.names())
+    if not sent:
         return "holds no tensor; a site that trained nothing should refuse instead"
-    unknown = sorted(update.deltas.keys() - expected.keys())
+    unknown = sorted(sent - expected.keys())
     if unknown:
         return f"holds tensor {_short(unknown[0])}, which the site was not sent ({len(unknown)} such)"
-    sent = {group_of(name) for name in update.deltas}
-    missing = sorted(name for name in expected if group_of(name) in sent and name not in update.deltas)
+    groups = {group_of(name) for name in sent}
+    missing = sorted(name for name in expected if group_of(name) in groups and name not in sent)
     if missing:
         return f"group {group_of(missing[0])} is incomplete: lacks {_short(missing[0])} ({len(missing)} such)"
     return None
 
 
-def _check_layout(update: SiteUpdate, expected: Expected) -> str | None:
-    for name in sorted(update.deltas):
-        shape, dtype = expected[name]
-        tensor = update.deltas[name]
-        if tensor.shape != shape:
-            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
-        if tensor.dtype != dtype:
-            return f"{name} has dtype {tensor.dtype}, expected {dtype}"
+def _check_shapes(deltas: Deltas, expected: Expected) -> str | None:
+    for name in sorted(deltas.names()):
+        if (shape := deltas.shape(name)) != expected[name]:
+            return f"{name} has shape {tuple(shape)}, expected {tuple(expected[name])}"
     return None
 
 
-def _check_counts(update: SiteUpdate, organs: Collection[str], max_steps: int) -> str | None:
+def _check_counts(update: SiteUpdate, deltas: Deltas, organs: Collection[str], max_steps: int) -> str | None:
     if not 1 <= update.num_steps <= max_steps:
         return f"did {update.num_steps} steps, expected 1 to {max_steps}"
     if update.num_subjects < 1:
@@ -102,7 +102,7 @@ def _check_counts(update: SiteUpdate, organs: Collection[str], max_steps: int) -
             return f"counts subjects with organ {organ} outside 0 to its subjects in all"
     if not any(counts.values()):
         return "counts no subject with any organ"
-    sent = sorted({group_of(name) for name in update.deltas} - set(SHARED_GROUPS))
+    sent = sorted({group_of(name) for name in deltas.names()} - set(SHARED_GROUPS))
     without = [organ for organ in sent if counts.get(organ, 0) == 0]
     return f"trained group {without[0]} without a subject that has the organ" if without else None
 
@@ -114,12 +114,15 @@ def _check_metrics(update: SiteUpdate) -> str | None:
     return None
 
 
-def _check_values(update: SiteUpdate, max_delta_norm: float) -> str | None:
-    for group, deltas in split_by_group(update.deltas).items():
-        for name, tensor in deltas.items():
-            if not bool(torch.isfinite(tensor).all()):
-                return f"{name} holds values that are not finite"
-        if (length := tensors_update.norm(deltas)) > max_delta_norm:
+def _check_values(deltas: Deltas, max_delta_norm: float) -> str | None:
+    squares: dict[str, float] = {}
+    for name in sorted(deltas.names()):
+        square = squared_norm(deltas, name)
+        if not math.isfinite(square):
+            return f"{name} holds values that are not finite"
+        squares[group_of(name)] = squares.get(group_of(name), 0.0) + square
+    for group, square in sorted(squares.items()):
+        if (length := math.sqrt(square)) > max_delta_norm:
             return (
                 f"delta of group {group} has L2 norm {length:.3g}, above federation.max_delta_norm {max_delta_norm:.3g}"
             )

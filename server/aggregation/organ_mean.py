@@ -1,127 +1,126 @@
-"""The mean of a round, group by group, over the sites that hold the group: what federates the pan-organ model.
+"""The mean of a group's deltas over the sites that hold the group: what federates the pan-organ model.
 
-A group that nobody trained, or that too few sites trained, stays the very tensors that it was, student and teacher.
 Sums run in the order of site names, in fp64, rounded once: arrival order changes no bit, and equal votes return
-themselves. One tensor name is read at a time, so the updates may lie on disk behind a lazy mapping.
+themselves. Deltas are read block by block, each block once, so they may lie on disk, and a median needs no more memory than
+a mean.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from panfm import update as tensors_update
-from panfm.config import FederationConfig
-from panfm.groups import SHARED_GROUPS, group_of, split_by_group
-from panfm.protocol import SiteUpdate
-from panfm.update import Tensors
-from server.aggregation.server_step import follow, group_log_momentum, server_step
-from server.aggregation.weights import group_weights, voters
+from panfm.config import GroupMean, RobustConfig
+from server.aggregation.robust import FEWEST_SITES, median, num_trimmed, trimmed
+from server.aggregation.votes import BLOCK, Deltas, Vote, names_of, spans
+
+_EXACT_BITS = 29
+"""Of a weight; 24 of an fp32 number and these make the 53 of fp64, so each product is exact, and whether a processor fuses
+product and sum changes no bit. Moves a weight by at most 2 ** -30 of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundResult:
-    """The model after a round, and what each group's mean stood on."""
+class Ballot:
+    """The votes on one group, in the order of site names, and how they become one delta."""
 
-    student: dict[str, Tensor]
-    """Every parameter of the model; unchanged groups are the same tensor objects as before."""
-    teacher: dict[str, Tensor]
-    """The EMA teacher, same names."""
-    weights: dict[str, dict[str, float]]
-    """group -> site -> weight; only groups that changed, each summing to 1."""
-    unchanged: dict[str, str]
-    """group -> why it stayed bit for bit as it was; one line for people."""
-    delta_norm: dict[str, float]
-    """group -> L2 norm of the mean delta; only groups that changed."""
+    deltas: tuple[Deltas, ...]
+    weights: tuple[float, ...]
+    """Summing to 1; a robust mean counts every site the same."""
+    scales: tuple[float, ...]
+    """What each delta is multiplied with before the mean: shortened, or per step."""
+    mean: GroupMean
+    trim: float = 0.25
+
+    @property
+    def block_size(self) -> int:
+        """Elements to read at a time: a robust mean holds those of all sites at once, within about the same cache."""
+        return BLOCK if self.mean is GroupMean.mean else max(min(BLOCK, BLOCK * 8 // len(self.deltas)), 1024)
 
 
-def aggregate_round(
-    student: Tensors,
-    teacher: Tensors,
-    updates: Sequence[SiteUpdate],
-    config: FederationConfig,
-    log_momentum_of: Callable[[int], float],
-) -> RoundResult:
-    """The next student and teacher from this round's accepted updates.
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Two blocks in fp64 to add up in."""
 
-    Args:
-        student: every parameter of the model, by name.
-        teacher: the EMA teacher, same names.
-        updates: accepted answers (`checks.check_update`), one a site, in any order.
-        config: weighting, server rate, and the fewest sites that may change an organ's group.
-        log_momentum_of: sum of the schedule's log momenta over so many steps of this round.
-    Raises: ValueError when a site answers twice, or the names of student, teacher and deltas do not fit together.
-    """
-    _check_fit(student, teacher, updates)
-    old_teacher = split_by_group(teacher)
-    weights: dict[str, dict[str, float]] = {}
-    unchanged: dict[str, str] = {}
-    delta_norm: dict[str, float] = {}
-    new_student, new_teacher = dict(sorted(student.items())), dict(sorted(teacher.items()))
-    for group, old_student in split_by_group(student).items():
-        voting = voters(group, updates)
-        if (reason := _why_unchanged(group, len(voting), config)) is not None:
-            unchanged[group] = reason
-            continue
-        weights[group] = group_weights(group, voting, config)
-        delta = mean_delta(group, voting, weights[group])
-        delta_norm[group] = tensors_update.norm(delta)
-        stepped = server_step(old_student, delta, config.server_rate)
-        log_momentum = group_log_momentum([vote.num_steps for vote in voting], log_momentum_of)
-        new_student.update(stepped)
-        new_teacher.update(follow(old_teacher[group], stepped, log_momentum))
-    return RoundResult(
-        student=new_student, teacher=new_teacher, weights=weights, unchanged=unchanged, delta_norm=delta_norm
+    total: Tensor = field(default_factory=lambda: torch.empty(BLOCK, dtype=torch.float64))
+    term: Tensor = field(default_factory=lambda: torch.empty(BLOCK, dtype=torch.float64))
+
+
+def ballot(
+    voting: Sequence[Vote], weights: Mapping[str, float], scales: Mapping[str, float], config: RobustConfig
+) -> Ballot:
+    """The ballot of a group's voters; weights and scales are by site."""
+    order = sorted(voting, key=lambda vote: vote.site)
+    return Ballot(
+        deltas=tuple(vote.deltas for vote in order),
+        weights=tuple(weights[vote.site] for vote in order),
+        scales=tuple(scales[vote.site] for vote in order),
+        mean=mean_of(len(order), config),
+        trim=config.trim,
     )
 
 
-def mean_delta(group: str, updates: Sequence[SiteUpdate], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The weighted mean of one group's deltas, name by name, over the sites that `weights` names.
+def mean_of(num_voters: int, config: RobustConfig) -> GroupMean:
+    """The mean that so many voters get."""
+    return config.mean if num_voters >= FEWEST_SITES else GroupMean.mean
 
-    Memory: the result and a few tensors of one name at a time; `deltas` is only iterated for names and read by key.
 
-    Args:
-        group: "trunk", "heads" or an organ.
-        updates: one a site, in any order; updates of sites without a weight are not read.
-        weights: site -> weight, summing to 1.
-    Returns: tensors in the dtype of the deltas, accumulated in fp64 in the order of site names.
-    Raises: ValueError when a site with a weight has no update, or the sites' names within the group differ.
+def mean_delta(group: str, votes: Ballot) -> dict[str, Tensor]:
+    """The mean of one group's deltas, by name in fp32; memory: the result and a few blocks.
+
+    Raises: ValueError when the sites' names or shapes within the group differ.
     """
-    deltas = {update.site: update.deltas for update in updates if update.site in weights}
-    if deltas.keys() != weights.keys() or not weights:
-        raise ValueError(f"weights name the sites {sorted(weights)}, updates came from {sorted(deltas)}")
-    names = {site: {name for name in deltas[site] if group_of(name) == group} for site in sorted(weights)}
-    first = next(iter(names.values()))
-    if not first or any(other != first for other in names.values()):
-        raise ValueError(f"the sites' deltas of {group} must hold the same names; check updates before averaging")
-    return {name: _weighted_sum(name, deltas, weights) for name in sorted(first)}
+    space = Space()
+    means = {name: torch.empty(votes.deltas[0].shape(name)) for name in common_names(group, votes)}
+    for name, mean in means.items():
+        for start, stop in spans(mean.numel(), votes.block_size):
+            mean.view(-1)[start:stop].copy_(mean_block(votes, name, start, stop, space))
+    return means
 
 
-def _weighted_sum(name: str, deltas: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensor:
-    # Product and sum round separately on purpose: a fused multiply-add in some lanes would make bits depend on the
-    # processor. Starting from the first term, not from zeros, keeps the sign of a zero.
-    first, *others = sorted(weights)
-    vote = deltas[first][name]
-    total = vote.double() * weights[first]
-    for site in others:
-        total += deltas[site][name].double() * weights[site]
-    return total.to(vote.dtype)
+def common_names(group: str, votes: Ballot) -> list[str]:
+    """The group's parameters, which every voter must have sent in the same shapes.
+
+    Raises: ValueError when they have not; answers are checked before they are averaged.
+    """
+    first, *others = votes.deltas
+    names = names_of(first, group)
+    for other in others:
+        if names_of(other, group) != names or any(other.shape(name) != first.shape(name) for name in names):
+            raise ValueError(
+                f"the sites' deltas of {group} must hold the same names and shapes; check before averaging"
+            )
+    return names
 
 
-def _why_unchanged(group: str, num_voters: int, config: FederationConfig) -> str | None:
-    if num_voters == 0:
-        return "no accepted update trained it in this round"
-    if group not in SHARED_GROUPS and num_voters < config.min_sites_per_group:
-        return f"trained by {num_voters} sites, federation.min_sites_per_group asks for {config.min_sites_per_group}"
-    return None
+def mean_block(votes: Ballot, name: str, start: int, stop: int, space: Space) -> Tensor:
+    """Elements start to stop of the mean, fp64; valid until the next call with the same space."""
+    if votes.mean is GroupMean.mean:
+        return _weighted_sum(votes, name, start, stop, space)
+    values = [_scaled(d.block(name, start, stop), scale) for d, scale in zip(votes.deltas, votes.scales, strict=True)]
+    return median(values) if votes.mean is GroupMean.median else trimmed(values, num_trimmed(len(values), votes.trim))
 
 
-def _check_fit(student: Tensors, teacher: Tensors, updates: Sequence[SiteUpdate]) -> None:
-    if student.keys() != teacher.keys():
-        raise ValueError(f"student and teacher differ in names: {sorted(student.keys() ^ teacher.keys())[:3]}")
-    sites = [update.site for update in updates]
-    if len(set(sites)) != len(sites):
-        raise ValueError(f"one update a site and round, got {sorted(sites)}; leave out the repeated one")
+def _weighted_sum(votes: Ballot, name: str, start: int, stop: int, space: Space) -> Tensor:
+    # Starting from the first term, not from zeros, keeps the sign of a zero.
+    total, term = space.total[: stop - start], space.term[: stop - start]
+    first, *others = zip(
+        votes.deltas, (_exact(w * s) for w, s in zip(votes.weights, votes.scales, strict=True)), strict=True
+    )
+    total.copy_(first[0].block(name, start, stop)).mul_(first[1])
+    for deltas, factor in others:
+        total.add_(term.copy_(deltas.block(name, start, stop)), alpha=factor)
+    return total
+
+
+def _scaled(block: Tensor, scale: float) -> Tensor:
+    return block if scale == 1 else block * scale
+
+
+def _exact(factor: float) -> float:
+    mantissa, exponent = math.frexp(factor)
+    return math.ldexp(round(mantissa * 2**_EXACT_BITS), exponent - _EXACT_BITS)

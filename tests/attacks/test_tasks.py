@@ -22,12 +22,12 @@ from client.app import app as our_app
 from client.messages import decode_task
 from panfm import recipes
 from panfm.pretrain.local_round import train_round
-from panfm.protocol import JoinAnswer, Refusal, SiteUpdate, TrainTask
+from panfm.protocol import Answer, Refusal, SiteUpdate, TrainTask, expect
 from panfm.signing import sign
 from panfm.site.policy import Bounds, Policy, PrivacyDemand, PrivacyMode
 from panfm.site.policy_file import read_policy, write_policy
 from panfm.site.refusals import reason_of
-from server.messages import decode_reply, encode_task
+from server.messages import decode_reply
 from tests.client.small_study import (
     SmallStudy,
     all_bytes,
@@ -37,9 +37,9 @@ from tests.client.small_study import (
     metrics,
     quick_update,
     reply_with,
-    same_bits,
     signed_task,
     study,
+    task_message,
 )
 
 __all__ = ["finished", "hospitals_template", "study"]  # fixtures
@@ -50,7 +50,7 @@ SITE, NODE = "neuro", 1002
 def _ask(study: SmallStudy, app: ClientApp, task: TrainTask, **run_config: Any) -> Message:
     """The reply of a site's app to a task, over the rehearsal's grid; nothing but the app differs between two calls."""
     grid = study.grid(app)
-    message = encode_task(task, NODE)
+    message = task_message(task, NODE)
     message.metadata.__dict__["_message_id"] = "asked"
     context = grid._contexts[NODE]
     assert Path(str(context.node_config["site-folder"])).name == SITE
@@ -58,7 +58,7 @@ def _ask(study: SmallStudy, app: ClientApp, task: TrainTask, **run_config: Any) 
     return app(message, own)
 
 
-def _answer(study: SmallStudy, app: ClientApp, task: TrainTask) -> SiteUpdate | Refusal | JoinAnswer:
+def _answer(study: SmallStudy, app: ClientApp, task: TrainTask) -> Answer:
     return decode_reply(_ask(study, app, task))
 
 
@@ -67,7 +67,7 @@ def _trusting() -> tuple[ClientApp, list[TrainTask]]:
     done: list[TrainTask] = []
 
     def train(message: Message, _context: Context) -> Message:
-        done.append(decode_task(message))
+        done.append(expect(decode_task(message), TrainTask))
         return reply_with(quick_update(done[-1], num_steps=len(done)), message)
 
     return app_that_trains(train), done
@@ -139,7 +139,7 @@ def test_recipe_or_run_that_names_a_path(study: SmallStudy, tmp_path: Path) -> N
     elsewhere.write_text("not for the study")
 
     def helpful(message: Message, context: Context) -> Message:
-        task = decode_task(message)
+        task = expect(decode_task(message), TrainTask)
         place = yaml.safe_load(task.recipe).get(LOOKS_UP, context.run_config.get(LOOKS_UP))
         return reply_with(quick_update(task, run=Path(str(place)).read_text()), message)
 
@@ -155,7 +155,7 @@ def test_recipe_or_run_that_names_a_path(study: SmallStudy, tmp_path: Path) -> N
     without = _answer(study, our_app, signed_task(study, SITE, run="another"))
     assert isinstance(with_config, SiteUpdate)
     assert isinstance(without, SiteUpdate)
-    assert same_bits(with_config.deltas, without.deltas)
+    assert with_config.parcels == without.parcels
 
 
 # ---- tasks --------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_replayed_task(study: SmallStudy) -> None:
     assert all_bytes(first) != all_bytes(second)
 
     first = _ask(study, our_app, task)
-    trained = sorted((study.hospitals[SITE] / "state" / "answers").rglob("*.safetensors"))
+    trained = sorted((study.hospitals[SITE] / "state" / "answers").rglob("parcel-*"))
     written = [path.stat().st_mtime_ns for path in trained]
     assert len(trained) == 1
     second = _ask(study, our_app, task)
@@ -178,8 +178,7 @@ def test_replayed_task(study: SmallStudy) -> None:
     one, other = decode_reply(first), decode_reply(second)
     assert isinstance(one, SiteUpdate)
     assert isinstance(other, SiteUpdate)
-    assert same_bits(one.deltas, other.deltas)
-    assert replace(one, deltas={}, audit_head="") == replace(other, deltas={}, audit_head="")
+    assert replace(one, audit_head="") == replace(other, audit_head="")
 
 
 def test_replayed_round_with_another_question(study: SmallStudy) -> None:
@@ -248,7 +247,7 @@ def _telling(**changes: Any) -> ClientApp:
     """A client that sends whatever metrics it has."""
 
     def train(message: Message, _context: Context) -> Message:
-        return reply_with(quick_update(decode_task(message), metrics=metrics(**changes)), message)
+        return reply_with(quick_update(expect(decode_task(message), TrainTask), metrics=metrics(**changes)), message)
 
     return app_that_trains(train)
 

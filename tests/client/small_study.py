@@ -7,13 +7,15 @@ a grid that keeps every message, so that it can be asked what passed.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -23,12 +25,14 @@ from torch import Tensor
 from client.app import app as client_app
 from client.messages import decode_task
 from panfm import recipes
-from panfm.config import RunConfig
+from panfm.config import Encoding, RunConfig
 from panfm.groups import SHARED_GROUPS, keep_groups, split_by_group
 from panfm.models.build import initial_parameters
-from panfm.protocol import Envelope, JoinAnswer, Refusal, SiteUpdate, TrainMetrics, TrainTask, to_envelope
+from panfm.protocol import Answer, Envelope, SiteUpdate, Task, TrainMetrics, TrainTask, expect, to_envelope
 from panfm.reporting.record import Event, SiteAnswered, read_record
 from panfm.signing import public_hex, sign
+from panfm.wire.parcels import Parcel, pack, pack_tensors, parcel_of, unpack_tensors
+from server.messages import encode_task, parcel_body
 from server.run_folder import RECORD_FILE, coordinator_key
 from server.study import StudySettings, conduct
 from simulation.hospitals import make_cohort
@@ -43,7 +47,7 @@ Train = Callable[[Message, Context], Message]
 
 @cache
 def _smoke() -> RunConfig:
-    return recipes.load(["recipe=smoke"])
+    return recipes.load(["recipe=smoke", "federation.wire.zstd_level=0"])  # so that what passes can be searched
 
 
 def _changed(settings: Any, path: Sequence[str], word: str) -> Any:
@@ -163,19 +167,42 @@ def fault_at(site: str, fault: Train) -> ClientApp:
 
 
 def to_content(envelope: Envelope) -> RecordDict:
-    """An envelope as it travels, from its parts."""
-    arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in envelope.tensors.items()})
-    header = ConfigRecord({"kind": envelope.kind, "header": envelope.header})
-    return RecordDict({"envelope": header, "tensors": arrays})
+    """An envelope as it travels, its tensors as they are in one parcel."""
+    if not envelope.tensors:
+        return RecordDict({"envelope": ConfigRecord({"kind": envelope.kind, "header": envelope.header})})
+    (parcel,) = pack({name.removeprefix("deltas/"): tensor for name, tensor in envelope.tensors.items()})
+    header = json.dumps(json.loads(envelope.header) | {"parcels": [asdict(parcel.label)]})
+    body = ArrayRecord({"body": Array(np.frombuffer(parcel.body, np.uint8))})
+    return RecordDict({"envelope": ConfigRecord({"kind": envelope.kind, "header": header}), "parcel": body})
 
 
-def reply_with(answer: JoinAnswer | SiteUpdate | Refusal, message: Message) -> Message:
+def packed(answer: SiteUpdate) -> tuple[SiteUpdate, tuple[Parcel, ...]]:
+    """An update as a site stores it: without its deltas, and the parcels that hold them."""
+    parcels = tuple(pack(answer.deltas))
+    return replace(answer, deltas={}, parcels=tuple(parcel.label for parcel in parcels)), parcels
+
+
+def task_message(task: Task, node: int) -> Message:
+    """A task that travels in one message, as the coordinator would send it."""
+    parts = {"student": task.student, "teacher": task.teacher}
+    tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+    (parcel,) = pack_tensors(tensors, Encoding.fp32)
+    return encode_task(task, (parcel.label,), parcel, node, 600.0)
+
+
+def reply_with(answer: Answer, message: Message) -> Message:
     """An answer that passed no gate, as a site with other code would send it."""
     return Message(to_content(to_envelope(answer)), reply_to=message)
 
 
+def tensors_in(message: Message) -> dict[str, Tensor]:
+    """The tensors that came with a message, decoded; of an update under the names of its parameters."""
+    body = parcel_body(message)
+    return {} if body is None else unpack_tensors([parcel_of(body)])
+
+
 def tensor_names(message: Message) -> set[str]:
-    return {name for record in message.content.array_records.values() for name in record}
+    return set(tensors_in(message))
 
 
 def all_bytes(message: Message) -> bytes:
@@ -234,7 +261,7 @@ def quick_update(task: TrainTask, **changes: Any) -> SiteUpdate:
 
 def quick_train(message: Message, _context: Context) -> Message:
     """Answer a task at once."""
-    return reply_with(quick_update(decode_task(message)), message)
+    return reply_with(quick_update(expect(decode_task(message), TrainTask)), message)
 
 
 Answering = Callable[[Mapping[int, Message]], Message]

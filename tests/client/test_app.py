@@ -23,10 +23,10 @@ from panfm.reporting.record import RunFinished, SiteAnswered, SiteJoined
 from panfm.site.egress import Released
 from panfm.site.policy import Bounds, Public
 from panfm.site.policy_file import read_policy, write_policy
-from server.messages import decode_reply, encode_join_question, encode_task
+from server.messages import decode_reply, encode_join_question
 from server.run_folder import RECORD_FILE
 from server.study import conduct
-from tests.client.small_study import HELD, SmallStudy, all_bytes, signed_task
+from tests.client.small_study import HELD, SmallStudy, all_bytes, signed_task, task_message
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "/srv/hospital/scans/sub-31415_brain.nii"
@@ -44,7 +44,7 @@ def _ask(study: SmallStudy, message: Message, folder: str | None = None) -> Mess
 
 def _task(study: SmallStudy) -> Message:
     study.grid()  # sets Flower's task identity, without which no message can be made
-    return encode_task(signed_task(study, "neuro"), 1002)
+    return task_message(signed_task(study, "neuro"), 1002)
 
 
 def test_question_and_task_are_answered(study: SmallStudy) -> None:

@@ -14,7 +14,7 @@ from flwr.app import Message
 
 import client.app
 from client.app import app
-from panfm import update
+from client.workspace import Workspace
 from panfm.errors import AuditError, DataError
 from panfm.protocol import Refusal, SiteUpdate, TrainTask
 from panfm.signing import fingerprint, public_hex
@@ -22,9 +22,17 @@ from panfm.site.answers import AnswerStore
 from panfm.site.audit_chain import Entry, JsonScalar, head_from
 from panfm.site.audit_log import LOG, STATE, AuditLog, inspect_folder
 from panfm.site.identity import read_public_key
-from server.messages import decode_reply, encode_join_question, encode_task
+from server.messages import decode_reply, encode_join_question
 from server.run_folder import coordinator_key
-from tests.client.small_study import SmallStudy, all_bytes, quick_update, signed_task, tensor_names
+from tests.client.small_study import (
+    SmallStudy,
+    all_bytes,
+    packed,
+    quick_update,
+    signed_task,
+    task_message,
+    tensor_names,
+)
 
 NODE = 1002
 
@@ -39,9 +47,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[TrainTask]:
     """Tasks that were taken up; they are answered at once."""
     taken: list[TrainTask] = []
 
-    def answer(task: TrainTask, *_: object) -> SiteUpdate:
+    def answer(task: TrainTask, workspace: Workspace) -> SiteUpdate:
         taken.append(task)
-        return quick_update(task)
+        stored, parcels = packed(quick_update(task))
+        workspace.answers.commit(stored, parcels)
+        return stored
 
     monkeypatch.setattr(client.app, "take_part", answer)
     return taken
@@ -54,7 +64,7 @@ def _ask(study: SmallStudy, message: Message) -> Message:
 
 def _ask_task(study: SmallStudy, task: TrainTask) -> Message:
     study.grid()  # sets Flower's task identity, without which no message can be made
-    return _ask(study, encode_task(task, NODE))
+    return _ask(study, task_message(task, NODE))
 
 
 def _entries(site: Path) -> tuple[Entry, ...]:
@@ -86,7 +96,9 @@ def test_question_task_and_answers_are_on_record(study: SmallStudy, site: Path, 
     assert (received.about["run"], received.about["round"]) == (task.run, task.round)
     assert received.about["task_digest"] == task.digest() == answer.task_digest
     assert received.about["policy_sha256"] == hashlib.sha256((site / "policy.yaml").read_bytes()).hexdigest()
-    assert sent.about["tensors_sha256"] == update.digest({f"deltas/{name}": t for name, t in answer.deltas.items()})
+    (parcel,) = answer.parcels
+    assert sent.about["parcels_sha256"] == hashlib.sha256(parcel.sha256.encode()).hexdigest()
+    assert sent.about["parcel_bytes"] == parcel.size_bytes > 1_000
 
 
 def test_update_takes_the_head_along_with_its_own_entry_in_it(

@@ -2,7 +2,8 @@
 
 Messages are taken apart as Flower itself does before it sends them. Distinctive voxel values are planted in each hospital's
 prepared scans beforehand, and looked for as float16, float32 and float64 in both byte orders, and as text. What such a search
-cannot see: a value that was encrypted, compressed or spread over the bits of a delta; that is why the code is approved.
+cannot see: a value that was encrypted, compressed or spread over the bits of a delta; that is why code is approved, and why the
+small study compresses nothing.
 
 The second half shows that the search finds what it should: it plants leaks, and finds them.
 """
@@ -14,7 +15,7 @@ import contextlib
 import csv
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from client.workspace import Workspace
 from panfm.data.store import TABLE, PreparedStore
 from panfm.errors import PanfmError
 from panfm.pretrain.local_round import TrainedRound, train_round
-from panfm.protocol import Refusal, TrainTask
+from panfm.protocol import Answer, Refusal, Signed, TrainTask
 from panfm.reporting.record import SiteAnswered
-from panfm.site.egress import Answer, Released
+from panfm.site.egress import Released
 from panfm.site.policy import Policy
+from panfm.wire.parcels import Parcel
 from server.run_folder import RECORD_FILE
 from server.study import conduct
 from tests.client.small_study import SmallStudy, SpyGrid
@@ -162,8 +164,8 @@ def _search(study: SmallStudy) -> tuple[set[str], set[str]]:
     return leaks(_all_sent(grid), needles_of(study.hospitals.values())), {a.reason for a in study.events(SiteAnswered)}
 
 
-def _no_gate(answer: Answer, _policy: Policy, _asked: TrainTask | None) -> Released:
-    return Released(answer=answer)
+def _no_gate(answer: Answer, _policy: Policy, _asked: Signed | None, parcels: Sequence[Parcel] = ()) -> Released:
+    return Released(answer=answer, parcel=next(iter(parcels), None))
 
 
 @pytest.fixture

@@ -10,19 +10,21 @@ from datetime import UTC, datetime, tzinfo
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import Tensor
 
 import panfm
 from client import participation
 from client.participation import join, take_part
 from client.workspace import Workspace, open_workspace
 from panfm import recipes, update
-from panfm.groups import keep_groups, split_by_group
+from panfm.groups import group_of, keep_groups, split_by_group
 from panfm.models.build import initial_parameters
 from panfm.pretrain.local_round import train_round
 from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, SiteUpdate, to_envelope
 from panfm.signing import sign
-from panfm.site.answers import AnswerStore
-from tests.client.small_study import HELD, SmallStudy, same_bits, signed_task
+from panfm.site.answers import AnswerStore, Kept
+from panfm.wire.parcels import unpack_tensors
+from tests.client.small_study import HELD, SmallStudy, signed_task
 
 
 @pytest.fixture
@@ -43,6 +45,11 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rounds
 
 
+def _deltas(workspace: Workspace, answer: SiteUpdate) -> dict[str, Tensor]:
+    """As the coordinator will decode them."""
+    return unpack_tensors(workspace.answers.parcels(answer))
+
+
 def test_joining_tells_who_the_site_is(workspace: Workspace) -> None:
     counts = {organ: len(subjects) for organ, subjects in workspace.subjects().items()}
     assert join(workspace) == JoinAnswer(
@@ -51,6 +58,9 @@ def test_joining_tells_who_the_site_is(workspace: Workspace) -> None:
         protocol_version=PROTOCOL_VERSION,
         panfm_version=panfm.__version__,
         num_subjects=counts,
+        torch_version=torch.__version__,
+        device="cpu",
+        spacing=dict.fromkeys(HELD["neuro"], "resampled"),
     )
     choosy = replace(workspace, policy=replace(workspace.policy, min_subjects_per_organ=max(counts.values()) + 1))
     assert join(choosy).organs == ()
@@ -61,11 +71,11 @@ def test_answer_holds_the_groups_that_were_trained_and_true_counts(study: SmallS
     answer = take_part(task, workspace)
     assert isinstance(answer, SiteUpdate)
     assert (answer.run, answer.round, answer.site, answer.task_digest) == ("small-1", 1, "neuro", task.digest())
-    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "brain", "heart"}
+    assert set(split_by_group(_deltas(workspace, answer))) == {"trunk", "heads", "brain", "heart"}
     subjects = workspace.subjects()
     assert answer.organ_subjects == {organ: len(held) for organ, held in subjects.items()}
     assert answer.num_subjects == len(subjects["brain"] | subjects["heart"])
-    assert update.norm(answer.deltas) > 0
+    assert update.norm(_deltas(workspace, answer)) > 0
 
 
 def test_same_task_again_is_answered_from_the_store(
@@ -77,8 +87,8 @@ def test_same_task_again_is_answered_from_the_store(
     assert isinstance(first, SiteUpdate)
     assert isinstance(again, SiteUpdate)
     assert trainings == [1]
-    assert same_bits(first.deltas, again.deltas)
-    assert replace(first, deltas={}) == replace(again, deltas={})
+    assert first == again
+    assert first.deltas == {}
 
 
 def test_same_round_by_another_task_is_refused_and_does_not_train(
@@ -145,7 +155,7 @@ def test_run_id_enters_no_bit_of_what_is_trained(study: SmallStudy, workspace: W
     answers = [take_part(signed_task(study, "neuro", run=run), workspace) for run in ("small-1", "other-2")]
     assert all(isinstance(answer, SiteUpdate) for answer in answers)
     first, second = (answer for answer in answers if isinstance(answer, SiteUpdate))
-    assert same_bits(first.deltas, second.deltas)
+    assert first.parcels == second.parcels
 
 
 def test_organ_whose_scans_are_gone_is_left_alone(study: SmallStudy, workspace: Workspace) -> None:
@@ -154,7 +164,7 @@ def test_organ_whose_scans_are_gone_is_left_alone(study: SmallStudy, workspace: 
     poorer = replace(workspace, store=replace(workspace.store, entries=hearts))
     answer = take_part(signed_task(study, "neuro"), poorer)
     assert isinstance(answer, SiteUpdate)
-    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "heart"}
+    assert set(split_by_group(_deltas(workspace, answer))) == {"trunk", "heads", "heart"}
     assert set(answer.organ_subjects) == {"heart"}
 
 
@@ -165,9 +175,9 @@ def test_organ_that_was_not_sent_is_not_trained(study: SmallStudy, workspace: Wo
     brain = keep_groups(parameters, ["trunk", "heads", "brain"])
     answer = take_part(signed_task(study, "neuro", student=brain, teacher=brain), workspace)
     assert isinstance(answer, SiteUpdate)
-    assert set(split_by_group(answer.deltas)) == {"trunk", "heads", "brain"}
+    assert set(split_by_group(_deltas(workspace, answer))) == {"trunk", "heads", "brain"}
     assert set(answer.organ_subjects) == {"brain"}
-    assert not torch.equal(answer.deltas["trunk.norm.weight"], torch.zeros(recipe.model.width))
+    assert not torch.equal(_deltas(workspace, answer)["trunk.norm.weight"], torch.zeros(recipe.model.width))
 
 
 def test_scans_that_changed_are_named_at_the_site_and_only_counted_elsewhere(
@@ -187,6 +197,81 @@ def test_scans_that_changed_are_named_at_the_site_and_only_counted_elsewhere(
     assert [(scan.subject, scan.organ) for scan in kept] == [(name, "brain") for name in lost]
     assert "has changed since it was prepared" in kept[0].reason
     assert [record.levelname for record in caplog.records if lost[1] in record.getMessage()] == ["WARNING"]
+
+
+def _kept(workspace: Workspace, number: int, *groups: str) -> Kept:
+    return workspace.answers.kept("small-1", dict.fromkeys(groups, number))
+
+
+def _answered(study: SmallStudy, workspace: Workspace, number: int, **voted: int) -> dict[str, Tensor]:
+    """The deltas of one more round from the same parameters."""
+    answer = take_part(signed_task(study, "neuro", round=number, voted=voted), workspace)
+    assert isinstance(answer, SiteUpdate)
+    return _deltas(workspace, answer)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_what_rounding_took_away_goes_with_the_next_answer_of_a_group_that_counted(
+    study: SmallStudy, workspace: Workspace, encoding: str
+) -> None:
+    """Round 2 is trained from the same parameters three times: after round 1 counted for no group, for all, and for some."""
+    exact = _answered(study.with_settings(name="exact"), _elsewhere(study, workspace, "exact"), 2)
+    study = study.with_settings(f"federation.wire.up={encoding}")
+    rounded = {}
+    for name, groups in {"none": (), "all": ("trunk", "heads", "brain", "heart"), "some": ("trunk",)}.items():
+        site = _elsewhere(study, workspace, name)
+        first = _answered(study, site, 1)
+        residual = _kept(site, 1, "trunk", "heads", "brain", "heart").residual
+        assert residual.keys() == first.keys()
+        rounded[name] = _answered(study, site, 2, **dict.fromkeys(groups, 1))
+        for parameter, after in _kept(site, 2, "trunk", "heads", "brain", "heart").residual.items():
+            before = residual[parameter] if group_of(parameter) in groups else torch.zeros(())
+            meant = exact[parameter] + before
+            torch.testing.assert_close(rounded[name][parameter] + after, meant, rtol=1e-5, atol=1e-8)
+    for parameter in exact:
+        counted = "all" if group_of(parameter) == "trunk" else "none"
+        assert torch.equal(rounded["some"][parameter], rounded[counted][parameter]), parameter
+    assert update.digest(rounded["all"]) != update.digest(rounded["none"]) != update.digest(exact)
+
+
+def _elsewhere(study: SmallStudy, workspace: Workspace, name: str) -> Workspace:
+    """The same site with a state of its own."""
+    return replace(workspace, answers=AnswerStore(study.runs / name))
+
+
+def test_moments_go_on_from_the_round_that_counted(study: SmallStudy, workspace: Workspace) -> None:
+    def steps(site: Workspace) -> dict[str, float]:
+        counts = _kept(site, 2, "trunk", "heads", "brain", "heart").moments["step"]
+        return {group: float(counts[name]) for name in sorted(counts) for group in [group_of(name)]}
+
+    def counted(**voted: int) -> tuple[Workspace, dict[str, Tensor]]:
+        site = _elsewhere(study, workspace, "-".join(["state", *voted]))
+        _answered(keeping, site, 1)
+        return site, _answered(keeping, site, 2, **voted)
+
+    keeping = study.with_settings("pretrain.keep_moments=1")
+    afresh, by_afresh = counted()
+    carried, by_carried = counted(trunk=1, brain=1)
+    assert steps(afresh) == {"trunk": 2.0, "heads": 2.0, "brain": 2.0, "heart": 2.0}
+    assert steps(carried) == {"trunk": 4.0, "heads": 2.0, "brain": 4.0, "heart": 2.0}
+    assert update.digest(by_afresh) != update.digest(by_carried)
+    plain = _elsewhere(study, workspace, "plain")
+    _answered(study, plain, 1)
+    assert not any(_kept(plain, 1, "trunk").moments.values()), "nothing is kept that nobody asked for"
+
+
+def test_answer_of_long_ago_is_refused_and_not_trained_again(
+    study: SmallStudy, workspace: Workspace, trainings: list[int]
+) -> None:
+    study = study.with_settings("rounds=6")
+    for number in range(1, 7):
+        _answered(study, workspace, number)
+    codes = []
+    for number in range(1, 7):
+        answer = take_part(signed_task(study, "neuro", round=number), workspace)
+        codes.append(answer.code if isinstance(answer, Refusal) else "")
+    assert codes == ["answer_gone"] * 3 + [""] * 3
+    assert trainings == [1, 2, 3, 4, 5, 6]
 
 
 def test_day_has_as_many_rounds_as_the_policy_says(

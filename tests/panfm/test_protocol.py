@@ -16,11 +16,19 @@ from torch import Tensor
 from panfm.errors import ProtocolError
 from panfm.protocol import (
     PROTOCOL_VERSION,
+    AnswerParcel,
     Envelope,
+    EvaluateTask,
+    EvaluationMetrics,
     JoinAnswer,
     Message,
+    ParcelKept,
+    ParcelLabel,
+    ParcelRequest,
     Refusal,
+    SiteReport,
     SiteUpdate,
+    TaskParcel,
     TrainMetrics,
     TrainTask,
     expect,
@@ -43,6 +51,14 @@ tensors = st.dictionaries(
     ),
     max_size=3,
 )
+labels = st.lists(
+    st.builds(
+        ParcelLabel,
+        sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
+        size_bytes=st.integers(1, 2**63 - 1),
+    ),
+    max_size=3,
+).map(tuple)
 joins = st.builds(
     JoinAnswer,
     site=words,
@@ -59,6 +75,7 @@ tasks = st.builds(
     recipe=words,
     student=tensors,
     teacher=tensors,
+    parcels=labels,
     protocol_version=counts,
     signature=words,
 )
@@ -88,15 +105,62 @@ updates = st.builds(
     organ_subjects=organ_counts,
     num_steps=counts,
     metrics=st.none() | metrics,
+    parcels=labels,
+)
+evaluate_tasks = st.builds(
+    EvaluateTask,
+    run=words,
+    round=counts,
+    site=words,
+    recipe=words,
+    student=tensors,
+    teacher=tensors,
+    parcels=labels,
+    protocol_version=counts,
+    signature=words,
+)
+evaluation_metrics = st.builds(
+    EvaluationMetrics,
+    loss=numbers,
+    loss_patch=numbers,
+    loss_organ=st.none() | numbers,
+    collapse_loss=numbers,
+    share=per_organ,
+    lift=per_organ,
+    share_entropy=st.none() | numbers,
+    probes=per_organ,
+    seconds=numbers,
+)
+reports = st.builds(
+    SiteReport,
+    run=words,
+    round=counts,
+    site=words,
+    task_digest=words,
+    num_subjects=counts,
+    organ_subjects=organ_counts,
+    metrics=evaluation_metrics,
 )
 refusals = st.builds(Refusal, run=words, round=counts, site=words, code=words, reason=words)
-messages: st.SearchStrategy[Message] = st.one_of(joins, tasks, updates, refusals)
+questions = st.one_of(
+    *(
+        st.builds(kind, run=words, round=counts, site=words, sha256=words, protocol_version=counts, signature=words)
+        for kind in (TaskParcel, ParcelRequest)
+    ),
+    *(st.builds(kind, run=words, round=counts, site=words, sha256=words) for kind in (ParcelKept, AnswerParcel)),
+)
+messages: st.SearchStrategy[Message] = st.one_of(joins, tasks, updates, evaluate_tasks, reports, questions, refusals)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-kinds = st.sampled_from(["join_answer", "train_task", "site_update", "refusal"])
+kinds = st.sampled_from(
+    [
+        *("join_answer", "train_task", "site_update", "evaluate_task", "site_report", "refusal"),
+        *("task_parcel", "parcel_kept", "parcel_request", "answer_parcel"),
+    ]
+)
 TENSOR_FIELDS = ("student", "teacher", "deltas")
 
 
@@ -260,6 +324,49 @@ def _update() -> SiteUpdate:
     )
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        {},
+        {"sha256": "ab" * 32},
+        {"sha256": "ab" * 32, "size_bytes": 0},
+        {"sha256": "ab" * 32, "size_bytes": True},
+        {"sha256": "ab" * 31, "size_bytes": 1},
+        {"sha256": "AB" * 32, "size_bytes": 1},
+        {"sha256": "ab" * 32, "size_bytes": 1, "name": "x"},
+        ["ab" * 32, 1],
+        "ab" * 32,
+        None,
+    ],
+)
+def test_a_label_names_a_parcel_or_the_message_is_malformed(label: object) -> None:
+    envelope = to_envelope(_update())
+    header = {**json.loads(envelope.header), "parcels": [label]}
+    with pytest.raises(ProtocolError, match="malformed site_update"):
+        from_envelope(replace(envelope, header=json.dumps(header)))
+
+
+@pytest.mark.parametrize("kind", [TaskParcel, ParcelRequest])
+def test_a_parcels_digest_covers_all_but_the_signature(kind: type[TaskParcel] | type[ParcelRequest]) -> None:
+    asked = kind(run="r", round=1, site="a", sha256="ab" * 32)
+    changed: list[dict[str, Any]] = [
+        {},
+        {"run": "s"},
+        {"round": 2},
+        {"site": "b"},
+        {"sha256": "cd" * 32},
+        {"protocol_version": 0},
+    ]
+    assert len({replace(asked, **values).digest() for values in changed}) == len(changed)
+    assert {f.name for f in fields(kind)} - {name for values in changed for name in values} == {"signature"}
+    assert asked.signed("ab").digest() == asked.digest()
+
+
+def test_how_a_task_travels_is_no_part_of_its_digest() -> None:
+    label = ParcelLabel(sha256="ab" * 32, size_bytes=7)
+    assert _task(parcels=(label,)).digest() == _task().digest()
+
+
 def test_a_tasks_digest_covers_all_but_the_signature() -> None:
     changed: list[dict[str, object]] = [
         {},
@@ -272,9 +379,13 @@ def test_a_tasks_digest_covers_all_but_the_signature() -> None:
         {"teacher": {"trunk.w": torch.zeros(2)}},
         {"student": {"trunk.v": torch.ones(2)}},
         {"student": {}},
+        {"voted": {"trunk": 1}},
     ]
     assert len({_task(**values).digest() for values in changed}) == len(changed)
-    assert {f.name for f in fields(TrainTask)} - {name for values in changed for name in values} == {"signature"}
+    assert {f.name for f in fields(TrainTask)} - {name for values in changed for name in values} == {
+        "signature",
+        "parcels",
+    }
     assert _task().signed("ab").digest() == _task().digest()
     assert _task().signed("ab").signature == "ab"
 
@@ -282,3 +393,54 @@ def test_a_tasks_digest_covers_all_but_the_signature() -> None:
 @given(task=tasks)
 def test_the_digest_survives_the_wire(task: TrainTask) -> None:
     assert expect(from_envelope(to_envelope(task)), TrainTask).digest() == task.digest()
+
+
+def test_an_evaluation_is_signed_as_such_and_covers_all_its_tensors() -> None:
+    """Equal fields, another kind: a signature under one is none under the other."""
+    train = _task()
+    values: dict[str, Any] = {f.name: getattr(train, f.name) for f in fields(EvaluateTask)}
+    given = EvaluateTask(**values)
+    assert given.digest() != train.digest()
+    changes: list[dict[str, Any]] = [
+        {"run": "other"},
+        {"round": 99},
+        {"site": "other"},
+        {"recipe": "seed: 99"},
+        {"protocol_version": 99},
+        {"student": {"trunk.w": torch.full((2,), 9.0)}},
+        {"teacher": {"trunk.w": torch.full((2,), 9.0)}},
+    ]
+    digests = {replace(given, **change).digest() for change in changes} | {given.digest()}
+    assert len(digests) == len(changes) + 1
+    assert {f.name for f in fields(EvaluateTask)} - {name for change in changes for name in change} == {
+        "signature",
+        "parcels",
+    }
+    assert given.signed("ab").digest() == given.digest()
+
+
+def test_a_report_needs_its_metrics_whole() -> None:
+    report = SiteReport(
+        run="r",
+        round=1,
+        site="s",
+        task_digest="",
+        num_subjects=1,
+        organ_subjects={},
+        metrics=EvaluationMetrics(
+            loss=1.0,
+            loss_patch=1.0,
+            loss_organ=None,
+            collapse_loss=1.0,
+            share={},
+            lift={},
+            share_entropy=None,
+            probes={},
+            seconds=1.0,
+        ),
+    )
+    header = json.loads(to_envelope(report).header)
+    broken: list[Any] = [None, {}, header["metrics"] | {"loss": "low"}, header["metrics"] | {"scan": 1.0}, [1]]
+    for wrong in broken:
+        with pytest.raises(ProtocolError, match="malformed site_report"):
+            from_envelope(Envelope(kind="site_report", header=json.dumps(header | {"metrics": wrong})))

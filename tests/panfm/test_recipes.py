@@ -121,7 +121,7 @@ def test_what_travels_to_a_site_names_no_place_of_ours(smoke: RunConfig) -> None
         ("rounds=1.5", "could not be converted to Integer"),
         ("rounds=0", "rounds must be at least 1, got 0"),
         ("pretrain.organ_mask.rule=saliency", "expected one of [lift, threshold, uniform, none]"),
-        ("engine=grpc", "expected one of [in_process, loopback]"),
+        ("engine=grpc", "expected one of [in_process, loopback, flower]"),
         ("cohort.kind=ct", "expected one of [synthetic, real]"),
         ("organs.brain.shape=[10,10,10]", "must be multiples of model.patch"),
         ("organs.brain.shape=5", "organs.brain.shape=5"),

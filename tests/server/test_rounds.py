@@ -18,7 +18,7 @@ from panfm.errors import PanfmError
 from panfm.export.model_folder import read_model
 from panfm.groups import keep_groups
 from panfm.models.build import initial_parameters
-from panfm.protocol import JoinAnswer, Refusal, TrainTask, to_envelope
+from panfm.protocol import JoinAnswer, Refusal, TrainTask, expect, to_envelope
 from panfm.reporting.record import RoundFinished, RunFinished, SiteAnswered
 from panfm.signing import is_signed_by, public_hex
 from server.run_folder import RECORD_FILE, coordinator_key
@@ -45,11 +45,15 @@ SECRET = "/srv/hospital/scans/sub-31415_brain.nii"
 """What an exception at a site might say; no byte of it may reach the coordinator."""
 
 
+def _task_in(message: Message) -> TrainTask:
+    return expect(decode_task(message), TrainTask)
+
+
 def _answering(change: Callable[[TrainTask], dict[str, object]]) -> Fault:
     """A site that answers a task with an update in which something differs."""
 
     def train(message: Message, _context: Context) -> Message:
-        task = decode_task(message)
+        task = _task_in(message)
         return reply_with(quick_update(task, **change(task)), message)
 
     return train
@@ -79,13 +83,13 @@ def _malformed(message: Message, _context: Context) -> Message:
 
 def _no_json(message: Message, _context: Context) -> Message:
     header = ConfigRecord({"kind": "site_update", "header": '{"run": '})
-    return Message(RecordDict({"envelope": header, "tensors": ArrayRecord({})}), reply_to=message)
+    return Message(RecordDict({"envelope": header}), reply_to=message)
 
 
 def _no_array(message: Message, _context: Context) -> Message:
-    broken = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"\x93NUMPY\x01\x00 not an array")
-    content = to_content(to_envelope(quick_update(decode_task(message))))
-    content["tensors"] = ArrayRecord({"deltas/trunk.x": broken})
+    broken = Array(dtype="uint8", shape=(2,), stype="numpy.ndarray", data=b"\x93NUMPY\x01\x00 not an array")
+    content = to_content(to_envelope(quick_update(_task_in(message))))
+    content["parcel"] = ArrayRecord({"body": broken})
     return Message(content, reply_to=message)
 
 
@@ -99,7 +103,7 @@ def _its_own_task(message: Message, _context: Context) -> Message:
 
 
 def _refusal(message: Message, _context: Context) -> Message:
-    task = decode_task(message)
+    task = _task_in(message)
     words = "the budget of this month\nis spent" + " and so on" * 100
     refusal = Refusal(run=task.run, round=task.round, site=task.site, code="budget", reason=words)
     return reply_with(refusal, message)
@@ -150,11 +154,11 @@ FAULTS: list[tuple[str, Fault, str, str]] = [
         "features collapsed",
     ),
     ("infinite metric", _answering(lambda _t: {"metrics": metrics(loss=math.inf)}), "left_out", "'loss' is not finite"),
-    ("other code", _malformed, "left_out", "lacks the records"),
+    ("other code", _malformed, "left_out", "lacks the record 'envelope'"),
     ("half a header", _no_json, "left_out", "malformed site_update"),
-    ("no array", _no_array, "left_out", "records cannot be read"),
-    ("a join answer", _a_join, "left_out", "neither an update nor a refusal"),
-    ("the task itself", _its_own_task, "left_out", "holds a task instead of an answer"),
+    ("no array", _no_array, "left_out", "parcel cannot be read"),
+    ("a join answer", _a_join, "left_out", "was to send an update or a refusal, it sent JoinAnswer"),
+    ("the task itself", _its_own_task, "left_out", "holds a task or a question instead of an answer"),
     ("refuses", _refusal, "refused", "budget: the budget of this month is spent"),
 ]
 
@@ -167,9 +171,9 @@ def faulty(hospitals_template: Path, tmp_path_factory: pytest.TempPathFactory) -
     def train(message: Message, context: Context) -> Message:
         if site_of(context) != "neuro":
             return quick_train(message, context)
-        return FAULTS[decode_task(message).round - 1][1](message, context)
+        return FAULTS[_task_in(message).round - 1][1](message, context)
 
-    with pytest.raises(PanfmError, match="nobody's training of brain was accepted"):
+    with pytest.raises(PanfmError, match="nobody's training of brain counted"):
         study.conduct(app_that_trains(train))
     return study
 
@@ -208,7 +212,7 @@ def test_the_honest_answers_of_these_tests_are_accepted(study: SmallStudy) -> No
 
 def test_a_site_that_fails_once_is_asked_again(study: SmallStudy) -> None:
     def train(message: Message, context: Context) -> Message:
-        ill = site_of(context) == "neuro" and decode_task(message).round == 1
+        ill = site_of(context) == "neuro" and _task_in(message).round == 1
         return (_raise if ill else quick_train)(message, context)
 
     study.conduct(app_that_trains(train))
@@ -233,7 +237,7 @@ class _SilentGrid(SpyGrid):
         heard = [
             message_id
             for message_id in message_ids
-            if self._site_of[message_id] != self.silent or self._waiting[message_id].metadata.message_type == "query"
+            if self._site_of[message_id] != self.silent or self._waiting[message_id].label.metadata.message_type == "query"
         ]
         return super().pull_messages(heard)
 

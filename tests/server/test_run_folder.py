@@ -12,15 +12,15 @@ import torch
 from panfm import recipes, update
 from panfm.errors import ConfigError
 from panfm.export.model_folder import ModelFolder, make_card, read_model
+from panfm.reporting.record import SiteRejected, to_line
 from panfm.signing import public_hex
 from server.run_folder import (
-    KEPT_CHECKPOINTS,
     RECORD_FILE,
     check_new,
+    check_resumable,
     coordinator_key,
     export_model,
     new_run_id,
-    write_checkpoint,
 )
 
 
@@ -30,15 +30,6 @@ def model() -> ModelFolder:
     recipe = recipes.recipe_of(recipes.load(["recipe=smoke"]))
     card = make_card("small-1", 1, parameters, parameters, recipe, ("0", "0"))
     return ModelFolder(student=parameters, teacher=parameters, recipe=recipe, card=card)
-
-
-def test_the_last_checkpoints_are_kept_in_order_of_rounds(tmp_path: Path, model: ModelFolder) -> None:
-    for number in (8, 9, 10, 11):
-        write_checkpoint(tmp_path, replace(model, card=replace(model.card, round=number)))
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert KEPT_CHECKPOINTS == 2
-    assert kept == ["round-0010", "round-0011"]
-    assert [read_model(tmp_path / "checkpoints" / name).card.round for name in kept] == [10, 11]
 
 
 def test_exported_model_replaces_an_older_one(tmp_path: Path, model: ModelFolder) -> None:
@@ -61,7 +52,9 @@ def test_run_may_have_any_plain_name_once(tmp_path: Path, name: str) -> None:
     check_new(tmp_path, name)
     (tmp_path / name).mkdir()
     check_new(tmp_path, name)  # a rehearsal puts its hospitals there first
-    (tmp_path / name / RECORD_FILE).touch()
+    (tmp_path / name / RECORD_FILE).write_text('{"schema": 1, "event": "run_st')
+    check_new(tmp_path, name)  # killed before its first line was whole: it never began
+    (tmp_path / name / RECORD_FILE).write_text(to_line(SiteRejected(site="a", reason="b")) + "\n")
     with pytest.raises(ConfigError, match="already; give another name="):
         check_new(tmp_path, name)
 
@@ -77,3 +70,11 @@ def test_two_runs_of_a_name_have_two_ids() -> None:
     ids = {new_run_id("demo") for _ in range(100)}
     assert len(ids) == 100
     assert all(run.startswith("demo-") for run in ids)
+
+
+def test_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run called absent in .* that could be resumed; check resume= and runs="):
+        check_resumable(tmp_path, "absent")
+    with pytest.raises(ConfigError, match="name= should be"):
+        check_resumable(tmp_path, "../absent")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -57,3 +58,21 @@ def test_whole_record_is_not_touched(tmp_path: Path) -> None:
     before = path.read_bytes()
     RunRecord(tmp_path)
     assert path.read_bytes() == before
+
+
+def test_witness_holds_as_long_as_nothing_before_it_changes(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    witnesses = [record.witness()]
+    for event in EVENTS:
+        record.write(event)
+        witnesses.append(record.witness())
+    content = (tmp_path / RECORD_FILE).read_bytes()
+    assert witnesses[-1].sha256 == hashlib.sha256(content).hexdigest()
+    again = RunRecord(tmp_path)
+    assert again.witness() == witnesses[-1]
+    assert all(again.begins_with(witness) for witness in witnesses)
+
+    (tmp_path / RECORD_FILE).write_bytes(content[:-1] + b" \n")
+    assert [again.begins_with(witness) for witness in witnesses] == [True, True, True, False]
+    (tmp_path / RECORD_FILE).write_bytes(content[: witnesses[1].size_bytes])
+    assert [again.begins_with(witness) for witness in witnesses] == [True, True, False, False]

@@ -33,6 +33,7 @@ from tests.client.small_study import (
     same_bits,
     site_of,
     tensor_names,
+    tensors_in,
 )
 
 
@@ -112,7 +113,7 @@ def test_only_the_needed_groups_travel_in_both_directions(finished: Finished) ->
             names = tensor_names(message)
             assert not [name for name in names for organ in absent if f"organs.{organ}." in name]
             if names:
-                held = {name.split("/")[1].split(".")[1] for name in names if "/organs." in name}
+                held = {name.rpartition("/")[2].split(".")[1] for name in names if "organs." in name}
                 assert held == set(HELD[site])
 
 
@@ -120,13 +121,12 @@ def test_all_sites_failing_keeps_the_model_and_is_incomplete(study: SmallStudy) 
     def fail(message: Message, context: Context) -> Message:
         raise OSError("no space left")
 
-    with pytest.raises(RunError, match=r"incomplete.*round 1, 2") as caught:
+    with pytest.raises(RunError, match=r"incomplete: nobody's training counted in any round") as caught:
         study.conduct(app_that_trains(fail))
 
     assert caught.value.exit_code != 0
     (end,) = study.events(RunFinished)
     assert end.status == "incomplete"
-    assert "nobody's training of brain, heart, liver was accepted" in end.reason
     assert {a.outcome for a in study.events(SiteAnswered)} == {"failed"}
     model = read_model(study.folder / "model")
     start = initial_parameters(study.config.model, study.config.organs, study.config.seed)
@@ -139,7 +139,7 @@ def test_too_few_accepted_sites_change_nothing_in_that_round(study: SmallStudy) 
         raise RuntimeError("one of three")
 
     strict = study.with_settings("rounds=1", "federation.min_sites=3")
-    with pytest.raises(RunError, match="fewer than 3 sites"):
+    with pytest.raises(RunError, match="nobody's training counted in any round"):
         strict.conduct(fault_at("neuro", fail))
 
     start = initial_parameters(study.config.model, study.config.organs, study.config.seed)
@@ -154,7 +154,7 @@ def test_an_organ_that_never_trained_is_not_called_complete(study: SmallStudy) -
         raise RuntimeError("the only brains")
 
     study = study.with_settings("rounds=1")
-    with pytest.raises(RunError, match="nobody's training of brain was accepted"):
+    with pytest.raises(RunError, match="nobody's training of brain counted"):
         study.conduct(fault_at("neuro", fail))
 
     start = initial_parameters(study.config.model, study.config.organs, study.config.seed)
@@ -304,7 +304,7 @@ def test_run_starts_from_an_exported_model(study: SmallStudy, exported: Path) ->
     grid = second.conduct()
 
     task = next(message for site, message in grid.sent if site == "neuro" and tensor_names(message))
-    sent = {name: array.numpy() for name, array in task.content.array_records["tensors"].items()}
+    sent = {name: tensor.numpy() for name, tensor in tensors_in(task).items()}
     source = read_model(exported)
     for part, tensors in (("student", source.student), ("teacher", source.teacher)):
         for name, tensor in keep_groups(tensors, ["trunk", "heads", "brain", "heart"]).items():

@@ -64,9 +64,9 @@ def test_taken_port_is_named_and_a_free_one_is_not(taken_port: int) -> None:
 
 def test_joining_gets_the_time_that_starting_programs_takes() -> None:
     config = recipes.load(["recipe=smoke"])
-    assert loopback._patient(config).federation.join_timeout_s == loopback.START_TIMEOUT_S
+    assert loopback.patient(config).federation.join_timeout_s == loopback.START_TIMEOUT_S
     longer = recipes.load(["recipe=smoke", "federation.join_timeout_s=900"])
-    assert loopback._patient(longer) == longer
+    assert loopback.patient(longer) == longer
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from panfm.errors import CheckpointError, ConfigError, DataError, PortInUseError
 from panfm.export.model_folder import read_model
 from panfm.models.build import build_model, load_parameters
 from panfm.reporting.record import (
+    AnswersAccepted,
     ProbeTable,
     RoundFinished,
     RoundStarted,
@@ -59,7 +60,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_record_tells_the_whole_way_in_order(rehearsed: tuple[Path, str]) -> None:
     events = list(read_record(rehearsed[0] / "record.jsonl"))
     kinds = [type(event) for event in events]
-    one_round = [RoundStarted, *[SiteAnswered] * 3, RoundFinished]
+    one_round = [RoundStarted, *[SiteAnswered] * 3, AnswersAccepted, RoundFinished]
     assert kinds == [RunStarted, *[SiteJoined] * 3, *one_round, *one_round, RunFinished, ProbeTable]
     assert [event.status for event in events if isinstance(event, RunFinished)] == ["complete"]
     assert {event.outcome for event in events if isinstance(event, SiteAnswered)} == {"accepted"}
@@ -170,7 +171,7 @@ def test_incomplete_run_tells_its_own_reason(prepared: SmallStudy, monkeypatch: 
         raise DataError("no scans")
 
     monkeypatch.setattr("client.app.take_part", broken)
-    with pytest.raises(RunError, match="fewer than 1 sites were accepted in round 1, 2"):
+    with pytest.raises(RunError, match="nobody's training counted in any round"):
         _rehearse(prepared.config)
 
 

@@ -105,7 +105,7 @@ def test_steps_are_shown_where_the_person_sits(
 def test_a_reply_is_found_behind_any_number_of_steps_in_one_look(workers: SiteWorkers, tmp_path: Path) -> None:
     grid = _grid(workers, tmp_path, "talkative")
     (message_id,) = _pushed(grid)
-    question = grid._waiting[message_id]
+    question = grid._waiting[message_id].label
     taken = workers.take(
         [message_id], PATIENCE_S
     )  # a look that ends with each step would cost a pause between two of them

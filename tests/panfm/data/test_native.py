@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panfm.config import OrganGrid, Spacing
-from panfm.data.native import Crop, crop_shape, grid_settings, native_crop, thickness_of
+from panfm.data.native import Crop, crop_shape, grid_settings, native_crop, spacing_class, thickness_of
+from panfm.protocol import SPACINGS
 
 AIR = -3.0
 
@@ -63,6 +64,26 @@ def test_thickness_follows_the_axes_and_knows_no_unit(
     assert thickness_of([spacing_mm[axis] for axis in axes], 3) == tuple(thickness[axis] for axis in axes)
     # Powers of two change no ratio by rounding.
     assert thickness_of([step * unit for step in spacing_mm], 3) == thickness
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "native", "word"),
+    [
+        ((4.0, 4.0, 4.0), False, "resampled"),
+        ((1.0, 1.0, 1.9), True, "even"),
+        ((0.6, 0.6, 2.4), True, "thick_4"),
+        ((5.0, 0.5, 0.5), True, "thick_8"),
+        ((0.1, 0.1, 99.0), True, "thick_32"),
+    ],
+)
+def test_class_of_spacing_is_one_of_few_words(spacing_mm: tuple[float, ...], native: bool, word: str) -> None:
+    assert spacing_class(spacing_mm, native) == word
+    assert word in SPACINGS
+
+
+@given(st.lists(st.floats(0.05, 50.0), min_size=3, max_size=3), st.booleans())
+def test_no_spacing_has_a_word_of_its_own(spacing_mm: list[float], native: bool) -> None:
+    assert spacing_class(spacing_mm, native) in SPACINGS
 
 
 def test_only_native_organs_have_other_crops() -> None:

@@ -307,6 +307,25 @@ def test_the_teacher_sees_the_crop_and_only_the_student_its_augmentation(
         assert abs(metrics.loss - clean.loss) > 1e-4
 
 
+def test_moments_are_handed_out_and_taken_in_where_the_recipe_keeps_them(
+    make_recipe: MakeRecipe, make_dataset: MakeDataset
+) -> None:
+    dataset = make_dataset(RAGGED)
+    assert _train(make_recipe(), dataset).moments == {}
+    recipe = make_recipe(keep_moments=True)
+    first, start = _train(recipe, dataset), _start(recipe, dataset)
+    assert update.digest(first.deltas) == update.digest(_train(make_recipe(), dataset).deltas)
+    assert set(first.moments["exp_avg"]) == set(first.deltas)
+    following = [
+        train_round(start, start, dataset, recipe, site="s", round_number=2, moments=moments)
+        for moments in (None, {}, first.moments)
+    ]
+    digests = [update.digest(trained.deltas) for trained in following]
+    assert digests[0] == digests[1] != digests[2]
+    steps = [float(trained.moments["step"]["trunk.norm.weight"]) for trained in following]
+    assert steps == [3.0, 3.0, 6.0]
+
+
 def test_absent_organs_are_neither_moved_nor_decayed(make_recipe: MakeRecipe) -> None:
     """The optimiser leaves parameters without a gradient alone: weight decay must not shrink an absent organ."""
     recipe = make_recipe(weight_decay=0.5)

@@ -117,6 +117,11 @@ def round_finished(number: int, answers: Sequence[record.SiteAnswered], rounds: 
     )
 
 
+def coverage(organ: str, sites: int) -> dict[str, Any]:
+    """A row of `RunFinished.coverage`."""
+    return {"organ": organ, "offered_by": sites, "needed": 1, "fewest": sites, "sites": sites, "rounds": 5, "window": 3}
+
+
 def probe_tables() -> list[record.ProbeTable]:
     values = {"trained": 0.71, "untrained": 0.55, "PCA + linear on raw crops": 0.66, "trivial: mean age": 0.5}
     targets = ("mean of 13 categories", "metabolic", "cardiac", "renal", "neurological", "hepatic")
@@ -139,7 +144,17 @@ def run_events(num_sites: int = 6, rounds: int = 5, troubled: bool = True) -> li
     events: list[record.Event] = [run_started(rounds)]
     for place, (site, organs) in enumerate(held.items()):
         told = {} if place == 4 else {organ: subjects(site, organ) for organ in organs}
-        events.append(record.SiteJoined(site=site, organs=list(organs), panfm_version="0.1.0", num_subjects=told))
+        events.append(
+            record.SiteJoined(
+                site=site,
+                organs=list(organs),
+                panfm_version="0.1.0",
+                num_subjects=told,
+                torch_version="2.13.0",
+                device="cuda" if place == 1 else "cpu",
+                spacing={organ: "resampled" if organ == "brain" else "thick_4" for organ in organs if told},
+            )
+        )
     if troubled:
         events.append(record.SiteRejected(site="old_clinic", reason="speaks protocol 0, needs 1; update panfm"))
     for number in range(1, rounds + 1):
@@ -149,7 +164,12 @@ def run_events(num_sites: int = 6, rounds: int = 5, troubled: bool = True) -> li
             answers = [_trouble(answer, held, number, rounds) for answer in answers]
         events += [*answers, round_finished(number, answers, rounds)]
     finished = record.RunFinished(
-        status="complete", reason="", rounds_done=rounds, seconds=38.4 * rounds, model="model"
+        status="complete",
+        reason="",
+        rounds_done=rounds,
+        seconds=38.4 * rounds,
+        model="model",
+        coverage=[coverage(organ, sum(organ in organs for organs in held.values())) for organ in SEVEN_ORGANS],
     )
     return [*events, *probe_tables(), finished]
 

@@ -35,6 +35,7 @@ from panfm.reporting.record import (
     RunStarted,
     SiteAnswered,
     SiteJoined,
+    SiteLeft,
 )
 
 
@@ -116,6 +117,11 @@ def test_troubles_name_every_site_round_and_reason_of_the_record(run: list[Event
     told = [t for t in site_troubles(history_of(run, name="")) if t.what != "rejected"]
     assert {(t.who, t.what, number, t.reason) for t in told for number in t.rounds} == wanted
     assert len(wanted) == 4
+
+
+def test_a_site_that_left_is_named_with_the_rounds_before_which_it_did() -> None:
+    (trouble,) = site_troubles(history(SiteLeft(site="a", round=2), SiteLeft(site="a", round=5)))
+    assert (trouble.who, trouble.what, trouble.rounds) == ("a", "gone", (2, 5))
 
 
 def test_equal_reasons_of_a_site_stand_together() -> None:

@@ -15,14 +15,21 @@ from hypothesis import strategies as st
 from panfm.errors import DataError
 from panfm.reporting.record import (
     SCHEMA,
+    AnswersAccepted,
     Event,
+    FaultsPlanned,
+    ModelEvaluated,
     ProbeTable,
+    RoundEvaluated,
     RoundFinished,
     RoundStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     SiteAnswered,
+    SiteEvaluated,
     SiteJoined,
+    SiteLeft,
     SiteRejected,
     events_of,
     read_record,
@@ -53,7 +60,26 @@ EVENTS: list[Event] = [
         delta_norm={"trunk": 0.1},
         model_digest="ab",
     ),
+    SiteLeft(site="a", round=2),
+    RunResumed(run="r", rounds_done=0, panfm_version="0", torch_version="2", flower_version="1", note="damaged"),
+    AnswersAccepted(round=1, updates={"a": "ab"}),
+    SiteEvaluated(round=1, site="a", outcome="accepted", num_subjects=2, metrics={"loss": 0.5}),
+    RoundEvaluated(
+        round=1, sites=["a"], metrics={"loss": 0.5}, score=0.5, best_round=1, model_digest="ab", seconds=1.0
+    ),
+    FaultsPlanned(seed=1, faults=[{"round": 1, "site": "c", "kind": "slow"}]),
     ProbeTable(title="age", num_train=3, num_test=2, rows=[{"embedding": "PCA", "value": 0.5, "low": None}]),
+    ModelEvaluated(
+        title="m",
+        model_digest="a",
+        settings={"seed": 0},
+        organs=["brain"],
+        num_fit=3,
+        num_test=2,
+        num_swept=1,
+        scores=[{"probe": "k-NN", "target": "age", "metric": "R2", "value": 0.1, "low": None}],
+        notes=["cat_a was not asked"],
+    ),
     RunFinished(status="complete", reason="", rounds_done=1, seconds=3.0, model="model"),
 ]
 
@@ -90,6 +116,8 @@ def test_a_line_says_schema_event_and_time() -> None:
         "time": "2026-01-02T03:04:05.678+00:00",
         "round": 1,
         "sites": ["a"],
+        "passed_over": [],
+        "deadline_s": None,
     }
 
 

@@ -65,6 +65,31 @@ def test_tables_hold_the_numbers_of_the_record(page: Any, whole: list[Event]) ->
         assert held["all sites"][organ] == str(sum(counts.get(organ, 0) for counts in told))
 
 
+def test_what_each_organ_got_stands_beside_what_it_needed(
+    whole: list[Event], write_record: WriteRecord, read_page: ReadPage
+) -> None:
+    (finish,) = [event for event in whole if isinstance(event, RunFinished)]
+    nobody = {**finish.coverage[6], "needed": 2, "fewest": 0}
+    poor = replace(finish, status="incomplete", coverage=[*finish.coverage[:6], nobody])
+    page = read_page(write_run_report(write_record([*whole[:-1], poor])))
+    told = page.table("Sites whose training of an organ counted; needed in every 3 rounds in a row")
+    assert list(told) == [row["organ"] for row in finish.coverage]
+    for row in poor.coverage:
+        shown = told[row["organ"]]
+        numbers = [shown[name] for name in ("offered by", "needed", "fewest in a window", "in the run", "rounds")]
+        assert numbers == [str(row[n]) for n in ("offered_by", "needed", "fewest", "sites", "rounds")]
+
+
+def test_what_each_site_said_of_itself_is_shown(page: Any, whole: list[Event]) -> None:
+    told = page.table("What each site trains with")
+    for joined in (event for event in whole if isinstance(event, SiteJoined)):
+        assert told[joined.site]["device"] == joined.device
+        assert told[joined.site]["torch"] == joined.torch_version
+        for organ, kind in joined.spacing.items():
+            assert organ in told[joined.site]["spacing"]
+            assert kind.replace("_", " ") in told[joined.site]["spacing"]
+
+
 def test_weights_are_those_of_the_last_round_in_percent(page: Any, whole: list[Event]) -> None:
     last = [event for event in whole if isinstance(event, RoundFinished)][-1]
     shown = page.table(f"Weight of each site in each group in round {last.round}")

@@ -17,9 +17,18 @@ from hypothesis import strategies as st
 
 from panfm import recipes
 from panfm.config import Recipe
-from panfm.protocol import PROTOCOL_VERSION, TrainTask
+from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, ParcelRequest, TaskParcel, TrainTask
 from panfm.signing import public_hex, sign
-from panfm.site.admission import LONGEST_RECIPE, Admitted, Refused, Repeated, SiteFacts, admit, offered_organs
+from panfm.site.admission import (
+    LONGEST_RECIPE,
+    Admitted,
+    Refused,
+    Repeated,
+    SiteFacts,
+    admit,
+    admit_parcel,
+    offered_organs,
+)
 from panfm.site.policy import Bounds, Policy, PrivacyDemand, PrivacyMode, Public, TaskKind
 from panfm.site.refusals import sayable
 
@@ -206,7 +215,7 @@ def test_recipe_that_holds_more_than_values_is_not_read(recipe: str) -> None:
 
 
 def test_recipe_has_no_word_for_a_path_a_device_or_a_privacy_switch() -> None:
-    """They belong to the hospital; a recipe has one free word, its own name, which nobody opens."""
+    """They belong to the hospital; a recipe's free words are its own name, which nobody opens, and one of its own probes."""
 
     def walk(settings: object, path: str) -> Iterator[tuple[str, object]]:
         assert is_dataclass(settings)
@@ -219,7 +228,10 @@ def test_recipe_has_no_word_for_a_path_a_device_or_a_privacy_switch() -> None:
     words = dict(walk(recipe, ""))
     for organ, grid in recipe.organs.items():
         words |= walk(grid, f"organs.{organ}.")
-    assert [name for name, value in words.items() if isinstance(value, str)] == ["recipe"]
+    assert [name for name, value in words.items() if isinstance(value, str)] == [
+        "recipe",
+        "federation.evaluation.best_by",
+    ]
     foreign = ("path", "folder", "dir", "file", "url", "host", "device", "cuda", "privacy", "epsilon", "delta", "sigma")
     parts = {part for name in words for dotted in name.split(".") for part in dotted.split("_")}
     assert parts & {*foreign, "upload", "dp", "key"} == {"delta"}, "federation.max_delta_norm bounds an update"
@@ -547,3 +559,93 @@ def test_admission_leaves_its_arguments_unchanged() -> None:
     before = (task.digest(), replace(policy))
     admit(task, policy, _facts())
     assert (task.digest(), policy) == before
+
+
+# Parcels: of a task to come, and of an answer given.
+
+
+def _parcel(
+    kind: type[TaskParcel] | type[ParcelRequest], signer: int = 0, **changes: Any
+) -> TaskParcel | ParcelRequest:
+    values: dict[str, Any] = {"run": "r", "round": 1, "site": "north", "sha256": "ab" * 32}
+    asked = kind(**(values | changes))
+    return asked.signed(sign(KEYS[signer], asked.digest()))
+
+
+@pytest.mark.parametrize("kind", [TaskParcel, ParcelRequest])
+def test_parcels_are_for_the_policys_coordinators(kind: type[TaskParcel] | type[ParcelRequest]) -> None:
+    def code(asked: TaskParcel | ParcelRequest, policy: Policy) -> str:
+        refused = admit_parcel(asked, policy)
+        return refused.code if refused else ""
+
+    good = _parcel(kind)
+    assert code(good, _policy()) == ""
+    assert code(_parcel(kind, signer=2), _policy()) == "signature"
+    assert code(_parcel(kind, signer=1), _policy(coordinator_keys=tuple(PUBLIC[:2]))) == ""
+    assert code(_parcel(kind, site="south"), _policy()) == "wrong_site"
+    assert code(_parcel(kind, protocol_version=PROTOCOL_VERSION + 1), _policy()) == "protocol"
+    for changes in ({"run": "s"}, {"round": 2}, {"sha256": "cd" * 32}, {"signature": ""}, {"signature": "zz"}):
+        assert code(replace(good, **changes), _policy()) == "signature", changes
+    handed_out = kind is ParcelRequest
+    assert code(good, _policy(public=())) == ("updates_not_public" if handed_out else "")
+    assert code(good, _policy(privacy=DP)) == ("privacy" if handed_out else "")
+
+
+def test_a_signature_is_good_for_one_kind_of_message() -> None:
+    kept, wanted = (kind(run="r", round=1, site="north", sha256="ab" * 32) for kind in (TaskParcel, ParcelRequest))
+    assert kept.digest() != wanted.digest()
+    borrowed = wanted.signed(sign(KEYS[0], kept.digest()))
+    assert admit_parcel(borrowed, _policy()) == Refused(code="signature")
+
+
+def _evaluation(**changes: Any) -> EvaluateTask:
+    given = _task()
+    values: dict[str, Any] = {"run": "r", "round": 1, "site": "north", "recipe": _recipe()}
+    task = EvaluateTask(**(values | {"student": given.student, "teacher": given.teacher} | changes))
+    return task.signed(sign(KEYS[0], task.digest()))
+
+
+def _judge(**changes: Any) -> Policy:
+    return _policy(**({"tasks": (TaskKind.evaluate,), "public": (Public.metrics,)} | changes))
+
+
+@pytest.mark.parametrize("privacy", [NO_PRIVACY, DP])
+def test_an_evaluation_needs_public_metrics_and_nothing_of_updates(privacy: PrivacyDemand) -> None:
+    verdict = admit(_evaluation(), _judge(privacy=privacy), _facts())
+    assert isinstance(verdict, Admitted)
+    assert verdict.organs == ("brain", "heart")
+
+
+@pytest.mark.parametrize(
+    ("task", "policy", "facts", "code"),
+    [
+        ({"site": "south"}, {}, {}, "wrong_site"),
+        ({"round": 3}, {}, {}, "wrong_round"),
+        ({}, {}, {"answered_digest": "00" * 32}, "round_answered_otherwise"),
+        ({}, {"tasks": (TaskKind.pretrain,)}, {}, "task_not_allowed"),
+        ({}, {"public": (Public.updates, Public.counts)}, {}, "metrics_not_public"),
+        ({}, {}, {"subjects": {}}, "none_held_out"),
+        ({}, {}, {"subjects": {"brain": 0}}, "none_held_out"),
+        ({}, {"bounds": {}}, {}, "recipe_not_approved"),
+        ({}, {"min_sites_per_group": 3}, {}, "min_sites_per_group"),
+        ({}, {"rounds_per_day": 5}, {"rounds_answered": 5}, "rounds_per_day"),
+        ({}, {"min_subjects": 6}, {}, "min_subjects"),
+    ],
+)
+def test_each_reason_against_an_evaluation(
+    task: dict[str, Any], policy: dict[str, Any], facts: dict[str, Any], code: str
+) -> None:
+    verdict = admit(_evaluation(**task), _judge(**policy), _facts(**facts))
+    assert isinstance(verdict, Refused)
+    assert verdict.code == code
+    assert (verdict.code, verdict.reason) in sayable()
+
+
+def test_a_signature_under_one_kind_of_task_is_none_under_the_other() -> None:
+    """A site that evaluates and does not train must not be made to train by a signed evaluation."""
+    evaluation = _evaluation()
+    assert evaluation.digest() != _task().digest()
+    turned = replace(_task(), signature=evaluation.signature)
+    verdict = admit(turned, _policy(), _facts())
+    assert isinstance(verdict, Refused)
+    assert verdict.code == "signature"

@@ -52,7 +52,8 @@ def test_scans_that_changed_stand_on_the_page_and_do_not_end_it(site: Path, mode
     volume.write_bytes(volume.read_bytes()[:-1] + b"\x7f")
     lost = DroppedScan(subject="sub-77777", visit="1", organ="heart", reason="it was missing")
     answers = AnswerStore(site / "state" / "answers")
-    answers.commit(answers.read(model.card.run, 1), [lost])
+    answer = answers.read(model.card.run, 1)
+    answers.commit(answer, answers.parcels(answer), dropped=[lost])
     rows = (
         make_site_report(site, model)
         .read_text()

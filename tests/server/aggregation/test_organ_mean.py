@@ -1,336 +1,195 @@
-"""What a federated mean over organs promises, each promise as a property over random rounds."""
+"""The mean of one group: its order, its rounding, and that what lies on disk is read once and in blocks."""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panfm.config import FederationConfig, TrunkWeighting
-from panfm.groups import group_of, keep_groups
+from panfm.config import GroupMean, RobustConfig
 from panfm.protocol import SiteUpdate
 from panfm.randomness import stream
-from panfm.update import Tensors, add, digest, norm, subtract
-from server.aggregation.organ_mean import RoundResult, aggregate_round, mean_delta
+from panfm.update import digest
+from server.aggregation.organ_mean import Ballot, ballot, mean_delta, mean_of
+from server.aggregation.votes import BLOCK, Deltas, DeltasInMemory, Vote, vote_of
 
-ORGANS = ("brain", "heart", "liver")
-SHAPES = {
-    "trunk.block.weight": (3, 2),
-    "trunk.norm.bias": (3,),
-    "heads.predictor.weight": (2, 2),
-    **{f"organs.{organ}.adapter.weight": (2, 3) for organ in ORGANS},
-    **{f"organs.{organ}.token": () for organ in ORGANS},
-}
 MakeUpdate = Callable[..., SiteUpdate]
-
-
-def _log_momentum_of(num_steps: int) -> float:
-    return num_steps * math.log(0.99)
-
-
-def _random(shapes: Mapping[str, tuple[int, ...]], *labels: str | int) -> dict[str, Tensor]:
-    draws = stream(7, *labels)
-    return {
-        name: torch.from_numpy(np.asarray(draws.uniform(-2, 2, shape), dtype=np.float32))
-        for name, shape in shapes.items()
-    }
-
-
-def _of_organs(organs: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    groups = {"trunk", "heads", *organs}
-    return {name: shape for name, shape in SHAPES.items() if group_of(name) in groups}
-
-
-@dataclass(frozen=True)
-class Round:
-    """A random round: the model before it and the answers of its sites."""
-
-    student: dict[str, Tensor]
-    teacher: dict[str, Tensor]
-    updates: list[SiteUpdate]
-
-    def run(self, config: FederationConfig | None = None) -> RoundResult:
-        return aggregate_round(self.student, self.teacher, self.updates, config or FederationConfig(), _log_momentum_of)
-
-
-counts_of_a_site = st.dictionaries(st.sampled_from(ORGANS), st.integers(1, 500), min_size=1)
-site_counts = st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), counts_of_a_site, min_size=1)
-configs = st.builds(
-    FederationConfig,
-    trunk_weights=st.sampled_from(TrunkWeighting),
-    organ_exponent=st.sampled_from([0.0, 0.5, 1.0]),
-    server_rate=st.sampled_from([0.5, 1.0]),
-    min_sites_per_group=st.integers(1, 2),
-)
 seeds = st.integers(0, 2**20)
+MEANS = st.sampled_from(GroupMean)
 
 
-@pytest.fixture(scope="session")
-def make_round(make_update: MakeUpdate) -> Callable[[int, dict[str, dict[str, int]]], Round]:
-    """(seed, site -> organ -> subjects) -> Round."""
-
-    def make(seed: int, counts: dict[str, dict[str, int]]) -> Round:
-        updates = [
-            make_update(site, _random(_of_organs(organs), seed, site), organs, num_steps=1 + len(organs))
-            for site, organs in counts.items()
-        ]
-        return Round(_random(SHAPES, seed, "student"), _random(SHAPES, seed, "teacher"), updates)
-
-    return make
+def _ballot(tensors: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Ballot:
+    """A plain ballot of sites that sent one trunk parameter each."""
+    deltas = tuple(DeltasInMemory({"trunk.w": tensors[site]}) for site in sorted(tensors))
+    shares = tuple((weights or dict.fromkeys(tensors, 1 / len(tensors)))[site] for site in sorted(tensors))
+    return Ballot(deltas=deltas, weights=shares, scales=(1.0,) * len(deltas), mean=GroupMean.mean)
 
 
-MakeRound = Callable[[int, dict[str, dict[str, int]]], Round]
-
-
-def _flower_fedavg(parameters: Mapping[str, Tensors], subjects: Mapping[str, int]) -> dict[str, Tensor]:
-    """What Flower's FedAvg computes from whole parameters: an oracle that shares no line with ours."""
-    replies = [
-        RecordDict(
-            {
-                "arrays": ArrayRecord(torch_state_dict=dict(parameters[site])),
-                "metrics": MetricRecord({"num-examples": subjects[site]}),
-            }
-        )
-        for site in parameters
-    ]
-    return dict(aggregate_arrayrecords(replies, "num-examples").to_torch_state_dict())
-
-
-def _assert_fedavg(result: RoundResult, start: Tensors, updates: list[SiteUpdate]) -> None:
-    parameters = {update.site: add(start, update.deltas) for update in updates}
-    subjects = {update.site: update.num_subjects for update in updates}
-    flower = _flower_fedavg(parameters, subjects)
-    assert result.student.keys() == flower.keys() == SHAPES.keys()
-    for name in SHAPES:
-        naive = torch.zeros(SHAPES[name], dtype=torch.float64)
-        for site in parameters:
-            naive += parameters[site][name].double() * subjects[site] / sum(subjects.values())
-        torch.testing.assert_close(result.student[name].double(), naive, rtol=0, atol=1e-6)
-        torch.testing.assert_close(
-            result.student[name].double(), flower[name].double().reshape(SHAPES[name]), rtol=0, atol=1e-6
-        )
-
-
-@settings(max_examples=40)  # Flower's records take most of the time
-@given(seed=seeds, sizes=st.lists(st.integers(1, 500), min_size=1, max_size=5))
-def test_with_every_organ_at_every_site_it_is_fedavg(seed: int, sizes: list[int], make_round: MakeRound) -> None:
-    """Every subject has every organ; sites may differ in size, for then the organ weights are the subject weights."""
-    before = make_round(seed, {f"site-{i}": dict.fromkeys(ORGANS, size) for i, size in enumerate(sizes)})
-    _assert_fedavg(before.run(), before.student, before.updates)
-
-
-@settings(max_examples=40)  # Flower's records take most of the time
-@given(seed=seeds, sites=st.integers(1, 5), size=st.integers(1, 500), config=configs)
-def test_with_equal_counts_every_weighting_is_fedavg(
-    seed: int, sites: int, size: int, config: FederationConfig, make_round: MakeRound
-) -> None:
-    before = make_round(seed, {f"site-{i}": dict.fromkeys(ORGANS, size) for i in range(sites)})
-    result = before.run(replace(config, server_rate=1.0, min_sites_per_group=1))
-    _assert_fedavg(result, before.student, before.updates)
-
-
-def test_deltas_of_local_training_add_up_to_fedavg(make_update: MakeUpdate) -> None:
-    """The way a site makes deltas: parameters after training minus those of the task."""
-    start = _random(SHAPES, "start")
-    trained = {site: _random(SHAPES, "trained", site) for site in "abc"}
-    updates = [make_update(site, subtract(trained[site], start), dict.fromkeys(ORGANS, 5)) for site in trained]
-    result = aggregate_round(start, start, updates, FederationConfig(), _log_momentum_of)
-    flower = _flower_fedavg(trained, dict.fromkeys(trained, 5))
-    for name in SHAPES:
-        torch.testing.assert_close(result.student[name], flower[name].float(), rtol=0, atol=1e-6)
-
-
-@given(seed=seeds, counts=site_counts, config=configs)
-def test_a_site_without_an_organ_changes_no_bit_of_it(
-    seed: int, counts: dict[str, dict[str, int]], config: FederationConfig, make_round: MakeRound
-) -> None:
-    before = make_round(seed, counts)
-    result = before.run(config)
-    for site, organs in counts.items():
-        without = replace(before, updates=[update for update in before.updates if update.site != site]).run(config)
-        foreign = set(ORGANS) - set(organs)
-        assert digest(keep_groups(result.student, foreign)) == digest(keep_groups(without.student, foreign))
-        assert digest(keep_groups(result.teacher, foreign)) == digest(keep_groups(without.teacher, foreign))
-
-
-@given(seed=seeds, counts=site_counts, config=configs, data=st.data())
-def test_arrival_order_changes_no_bit(
-    seed: int, counts: dict[str, dict[str, int]], config: FederationConfig, data: st.DataObject, make_round: MakeRound
-) -> None:
-    before = make_round(seed, counts)
-    shuffled = replace(before, updates=data.draw(st.permutations(before.updates)))
-    one, other = before.run(config), shuffled.run(config)
-    assert digest(one.student) == digest(other.student)
-    assert digest(one.teacher) == digest(other.teacher)
-    assert (one.weights, one.unchanged, one.delta_norm) == (other.weights, other.unchanged, other.delta_norm)
-
-
-@given(seed=seeds, counts=site_counts, config=configs)
-def test_a_group_that_is_left_alone_stays_the_same_tensors(
-    seed: int, counts: dict[str, dict[str, int]], config: FederationConfig, make_round: MakeRound
-) -> None:
-    before = make_round(seed, counts)
-    old = digest(before.student), digest(before.teacher)
-    result = before.run(config)
-    trained = [organ for organs in counts.values() for organ in organs]
-    assert result.unchanged.keys() == {o for o in ORGANS if trained.count(o) < config.min_sites_per_group}
-    assert result.weights.keys() == {"trunk", "heads", *ORGANS} - result.unchanged.keys()
-    for name in SHAPES:
-        untouched = group_of(name) in result.unchanged
-        assert (result.student[name] is before.student[name]) == untouched
-        assert (result.teacher[name] is before.teacher[name]) == untouched
-    assert (digest(before.student), digest(before.teacher)) == old
-
-
-@given(seed=seeds, counts=site_counts, config=configs)
-def test_weights_sum_to_one_and_the_mean_lies_among_the_votes(
-    seed: int, counts: dict[str, dict[str, int]], config: FederationConfig, make_round: MakeRound
-) -> None:
-    before = make_round(seed, counts)
-    for group, weights in before.run(config).weights.items():
-        assert abs(math.fsum(weights.values()) - 1) <= 4 * 2**-53
-        for name, mean in mean_delta(group, before.updates, weights).items():
-            votes = torch.stack([update.deltas[name] for update in before.updates if update.site in weights])
-            assert bool((mean >= votes.amin(0) - 1e-6).all())
-            assert bool((mean <= votes.amax(0) + 1e-6).all())
-
-
-@given(seed=seeds, counts=site_counts, config=configs)
-def test_student_and_teacher_follow_the_formulas(
-    seed: int, counts: dict[str, dict[str, int]], config: FederationConfig, make_round: MakeRound
-) -> None:
-    before = make_round(seed, counts)
-    result = before.run(config)
-    votes = {update.site: update for update in before.updates}
-    for group, weights in result.weights.items():
-        steps = [votes[site].num_steps for site in weights]
-        momentum = 0.99 ** (sum(n * n for n in steps) / sum(steps))
-        deltas = {}
-        for name in keep_groups(SHAPES, [group]):
-            delta = sum(weights[site] * votes[site].deltas[name].numpy().astype(np.float64) for site in weights)
-            student = before.student[name].numpy() + config.server_rate * delta
-            teacher = momentum * before.teacher[name].numpy() + (1 - momentum) * student
-            np.testing.assert_allclose(result.student[name].numpy(), student, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(result.teacher[name].numpy(), teacher, rtol=0, atol=1e-6)
-            deltas[name] = delta
-        squares = sum(float(np.square(delta).sum()) for delta in deltas.values())
-        assert result.delta_norm[group] == pytest.approx(math.sqrt(squares), rel=1e-6)
-
-
-@given(data=st.data(), seed=seeds)
-def test_sums_run_in_the_order_of_site_names(data: st.DataObject, seed: int, make_update: MakeUpdate) -> None:
-    """In fp64, where no final rounding hides the order of a sum."""
-    draws = stream(seed, "fp64")
-    votes = {site: torch.from_numpy(draws.normal(size=8) * 10.0 ** draws.integers(-3, 3, size=8)) for site in "abcde"}
-    weights = dict(zip("abcde", (draws.dirichlet(np.ones(5))).tolist(), strict=True))
-    by_hand = [0.0] * 8
-    for i in range(8):
-        by_hand[i] = votes["a"][i].item() * weights["a"]
-        for site in "bcde":
-            by_hand[i] += votes[site][i].item() * weights[site]
-    sites = data.draw(st.permutations("abcde"))
-    updates = [make_update(site, {"trunk.w": votes[site]}, {"brain": 1}) for site in sites]
-    shuffled = {site: weights[site] for site in data.draw(st.permutations("abcde"))}
-    assert mean_delta("trunk", updates, shuffled)["trunk.w"].tolist() == by_hand
-
-
-@given(
-    value=st.floats(-(2.0**100), 2.0**100, width=32),
-    sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=6),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-)
-def test_equal_votes_return_themselves_bit_for_bit(
-    value: float, sizes: list[int], dtype: torch.dtype, make_update: MakeUpdate
-) -> None:
-    vote = torch.tensor([value, -0.0, 0.0]).clamp(-6e4, 6e4).to(dtype)
-    updates = [make_update(str(i), {"trunk.w": vote.clone()}, {"brain": size}) for i, size in enumerate(sizes)]
-    weights = {str(i): size / sum(sizes) for i, size in enumerate(sizes)}
-    assert digest(mean_delta("trunk", updates, weights)) == digest({"trunk.w": vote})
-
-
-class Spooled(Mapping[str, Tensor]):
-    """Tensors that are made when they are read, as from a disk; remembers which were read."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self.tensors = tensors
-        self.read: list[str] = []
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.read.append(name)
-        return self.tensors[name].clone()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-
-def test_lazy_updates_are_read_once_and_only_in_the_group(make_round: MakeRound) -> None:
-    before = make_round(1, {"a": {"brain": 3, "heart": 2}, "b": {"heart": 5}})
-    spooled = {update.site: Spooled(update.deltas) for update in before.updates}
-    lazy = [replace(update, deltas=spooled[update.site]) for update in before.updates]  # type: ignore[arg-type]  # a dict on the wire, any mapping here
-    weights = {"a": 0.4, "b": 0.6}
-    assert digest(mean_delta("heart", lazy, weights)) == digest(mean_delta("heart", before.updates, weights))
-    for tensors in spooled.values():
-        assert tensors.read == ["organs.heart.adapter.weight", "organs.heart.token"]
-
-
-def test_a_group_held_back_says_why_and_holds_nothing_else_back(make_round: MakeRound) -> None:
-    before = make_round(1, {"a": {"brain": 3, "heart": 2}, "b": {"heart": 5}})
-    result = before.run(FederationConfig(min_sites_per_group=2))
-    assert result.unchanged == {
-        "brain": "trained by 1 sites, federation.min_sites_per_group asks for 2",
-        "liver": "no accepted update trained it in this round",
+def _drawn(seed: int, sites: str, size: int) -> dict[str, Tensor]:
+    draws = stream(seed, "deltas")
+    return {
+        site: torch.from_numpy((draws.normal(size=size) * 10.0 ** draws.integers(-3, 3, size=size)).astype(np.float32))
+        for site in sites
     }
-    assert result.weights["trunk"] == {"a": 3 / 8, "b": 5 / 8}
-    assert result.weights["heart"] == {"a": 2 / 7, "b": 5 / 7}
-    # The bound protects an organ's sites from each other; a single site still moves what all share.
-    alone = make_round(1, {"a": {"brain": 3}}).run(FederationConfig(min_sites_per_group=2))
-    assert alone.weights == {"heads": {"a": 1.0}, "trunk": {"a": 1.0}}
 
 
-def test_a_round_without_answers_changes_nothing(make_round: MakeRound) -> None:
-    before = make_round(1, {})
-    result = before.run()
-    assert result.unchanged.keys() == {"trunk", "heads", *ORGANS}
-    assert (digest(result.student), digest(result.teacher)) == (digest(before.student), digest(before.teacher))
-    assert not result.weights
-    assert not result.delta_norm
+@given(seed=seeds)
+def test_it_is_the_weighted_mean_in_exact_fractions(seed: int) -> None:
+    """Every product and sum in rational numbers, rounded once at the end; ours may differ by the last bit of fp32 only, and by
+    the 2 ** -30 to which weights are rounded."""
+    votes, shares = _drawn(seed, "abcde", 4), stream(seed, "weights").dirichlet(np.ones(5)).tolist()
+    mean = mean_delta("trunk", _ballot(votes, dict(zip("abcde", shares, strict=True))))["trunk.w"]
+    for i in range(4):
+        terms = [Fraction(votes[site][i].item()) * Fraction(share) for site, share in zip("abcde", shares, strict=True)]
+        slack = float(sum(map(abs, terms))) * 2**-30 + abs(float(sum(terms))) * 2**-24
+        assert abs(mean[i].item() - float(sum(terms))) <= slack
 
 
-def test_many_equal_rounds_do_not_drift(make_update: MakeUpdate) -> None:
-    """Ten rounds of zero deltas leave the student bit for bit, and the teacher closes in on it by 0.99 a step."""
-    student, teacher = {"trunk.w": torch.tensor([0.1, -3.0])}, {"trunk.w": torch.tensor([1.1, -2.0])}
-    zero = make_update("a", {"trunk.w": torch.zeros(2)}, {"brain": 1}, num_steps=4)
-    for _ in range(10):
-        result = aggregate_round(student, teacher, [zero], FederationConfig(), _log_momentum_of)
-        assert digest(result.student) == digest(student)
-        teacher = result.teacher
-    gap = subtract(teacher, student)
-    assert norm(gap) == pytest.approx(math.sqrt(2) * 0.99**40, rel=1e-5)
+@given(data=st.data(), seed=seeds, mean=MEANS)
+def test_arrival_order_changes_no_bit(data: st.DataObject, seed: int, mean: GroupMean, make_update: MakeUpdate) -> None:
+    tensors = _drawn(seed, "abcdef", 8)
+    weights = dict(zip("abcdef", stream(seed, "weights").dirichlet(np.ones(6)).tolist(), strict=True))
+    scales = {site: 1.0 / (1 + i) for i, site in enumerate("abcdef")}
+
+    def averaged(sites: Collection[str]) -> str:
+        voting = [vote_of(make_update(site, {"trunk.w": tensors[site]}, {"brain": 1})) for site in sites]
+        return digest(mean_delta("trunk", ballot(voting, weights, scales, RobustConfig(mean=mean))))
+
+    assert averaged(data.draw(st.permutations("abcdef"))) == averaged("abcdef")
 
 
-def test_what_does_not_fit_together_is_a_defect(make_round: MakeRound) -> None:
-    before = make_round(1, {"a": {"brain": 3}, "b": {"brain": 5}})
-    with pytest.raises(ValueError, match="one update a site"):
-        replace(before, updates=[*before.updates, before.updates[0]]).run()
-    with pytest.raises(ValueError, match="student and teacher differ"):
-        replace(before, teacher={}).run()
-    with pytest.raises(ValueError, match="weights name the sites"):
-        mean_delta("brain", before.updates, {"a": 0.5, "c": 0.5})
-    with pytest.raises(ValueError, match="must hold the same names"):
-        mean_delta("heart", before.updates, {"a": 0.5, "b": 0.5})
-    del before.updates[1].deltas["organs.brain.token"]
-    with pytest.raises(ValueError, match="must hold the same names"):
-        before.run()
+@given(data=st.data(), seed=seeds, mean=st.sampled_from([GroupMean.median, GroupMean.trimmed_mean]))
+def test_no_site_is_special_to_a_robust_mean(data: st.DataObject, seed: int, mean: GroupMean) -> None:
+    """Even when sites change their deltas among themselves, names and all."""
+    tensors = _drawn(seed, "abcdefg", 8)
+    renamed = dict(zip("abcdefg", (tensors[site] for site in data.draw(st.permutations("abcdefg"))), strict=True))
+    one, other = (mean_delta("trunk", _with(_ballot(votes), mean=mean)) for votes in (tensors, renamed))
+    assert digest(one) == digest(other)
+
+
+def _with(votes: Ballot, mean: GroupMean, scales: tuple[float, ...] | None = None) -> Ballot:
+    return Ballot(deltas=votes.deltas, weights=votes.weights, scales=scales or votes.scales, mean=mean, trim=0.25)
+
+
+@given(value=st.floats(-(2.0**100), 2.0**100, width=32), sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=16))
+def test_equal_votes_return_themselves_bit_for_bit(value: float, sizes: list[int]) -> None:
+    vote = torch.tensor([value, -0.0, 0.0])
+    sites = [f"{i:02}" for i in range(len(sizes))]
+    weights = {site: size / sum(sizes) for site, size in zip(sites, sizes, strict=True)}
+    assert digest(mean_delta("trunk", _ballot(dict.fromkeys(sites, vote), weights))) == digest({"trunk.w": vote})
+
+
+@given(seed=seeds, factor=st.floats(0.001, 1000), mean=MEANS)
+def test_scaled_copies_give_the_scaled_vote(seed: int, factor: float, mean: GroupMean) -> None:
+    """Five sites sent multiples of one delta, and each is scaled back by what it multiplied."""
+    vote, times = _drawn(seed, "a", 8)["a"], (1.0, 2.0, 0.5, factor, 1 / factor)
+    votes = _ballot({str(i): vote * multiple for i, multiple in enumerate(times)})
+    scaled = mean_delta("trunk", _with(votes, mean, tuple(1 / multiple for multiple in times)))["trunk.w"]
+    torch.testing.assert_close(scaled, vote, rtol=1e-6, atol=0)
+
+
+@given(seed=seeds, sites=st.integers(5, 9), mean=MEANS)
+def test_the_mean_lies_among_the_votes(seed: int, sites: int, mean: GroupMean) -> None:
+    tensors = _drawn(seed, "abcdefghi"[:sites], 8)
+    found = mean_delta("trunk", _with(_ballot(tensors), mean))["trunk.w"]
+    votes = torch.stack(list(tensors.values()))
+    assert bool((found >= votes.amin(0) * (1 - 1e-6 * votes.amin(0).sign())).all())
+    assert bool((found <= votes.amax(0) * (1 + 1e-6 * votes.amax(0).sign())).all())
+
+
+@pytest.mark.parametrize("mean", GroupMean)
+def test_blocks_do_not_show(mean: GroupMean) -> None:
+    """A tensor of several blocks and a bit is averaged as its elements are."""
+    size = 2 * BLOCK + 3
+    tensors = _drawn(3, "abcde", size)
+    votes = _with(_ballot(tensors), mean)
+    together = mean_delta("trunk", votes)["trunk.w"]
+    assert together.shape == (size,)
+    for i in (0, 1, votes.block_size - 1, votes.block_size, BLOCK - 1, BLOCK, 2 * BLOCK, size - 1):
+        alone = mean_delta("trunk", _with(_ballot({site: t[i : i + 1] for site, t in tensors.items()}), mean))
+        assert torch.equal(alone["trunk.w"], together[i : i + 1])
+
+
+@pytest.mark.parametrize("mean", GroupMean)
+def test_shapes_without_and_with_many_axes_stay(mean: GroupMean) -> None:
+    for shape in ((), (1,), (2, 3, 4), (0, 3)):
+        votes = _with(_ballot({site: torch.full(shape, 2.0) for site in "abcde"}), mean)
+        found = mean_delta("trunk", votes)["trunk.w"]
+        assert torch.equal(found, torch.full(shape, 2.0))
+
+
+class Spooled(Deltas):
+    """Deltas that are made when they are read, as from a disk; remembers what was read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = DeltasInMemory(tensors)
+        self.read: list[tuple[str, int, int]] = []
+
+    def names(self) -> Collection[str]:
+        return self.tensors.names()
+
+    def shape(self, name: str) -> torch.Size:
+        return self.tensors.shape(name)
+
+    def block(self, name: str, start: int, stop: int) -> Tensor:
+        self.read.append((name, start, stop))
+        return self.tensors.block(name, start, stop).clone()
+
+
+@pytest.mark.parametrize("mean", GroupMean)
+def test_lazy_deltas_are_read_once_and_only_in_the_group(mean: GroupMean) -> None:
+    size = BLOCK + 5
+    tensors = {"organs.heart.w": torch.ones(size), "organs.heart.v": torch.ones(2), "trunk.w": torch.ones(3)}
+    spooled = [Spooled(tensors) for _ in range(5)]
+    votes = Ballot(deltas=tuple(spooled), weights=(0.2,) * 5, scales=(1.0,) * 5, mean=mean)
+    mean_delta("heart", votes)
+    for deltas in spooled:
+        assert {name for name, _, _ in deltas.read} == {"organs.heart.v", "organs.heart.w"}
+        read = [(start, stop) for name, start, stop in deltas.read if name == "organs.heart.w"]
+        assert [0, *(stop for _, stop in read)] == [*(start for start, _ in read), size]
+        assert all(stop - start <= votes.block_size for start, stop in read)
+
+
+def test_robust_blocks_shrink_with_the_number_of_sites() -> None:
+    """All sites' blocks together stay near one size, so that memory does not grow with the number of sites."""
+    for sites in (5, 16, 100, 200):
+        deltas = (DeltasInMemory({}),) * sites
+        votes = Ballot(deltas=deltas, weights=(1 / sites,) * sites, scales=(1.0,) * sites, mean=GroupMean.median)
+        assert votes.block_size * sites <= 8 * BLOCK
+        assert votes.block_size <= BLOCK
+
+
+@pytest.mark.parametrize("mean", GroupMean)
+def test_fewer_than_five_sites_get_the_weighted_mean(mean: GroupMean) -> None:
+    assert [mean_of(sites, RobustConfig(mean=mean)) for sites in (1, 4)] == [GroupMean.mean] * 2
+    assert [mean_of(sites, RobustConfig(mean=mean)) for sites in (5, 6)] == [mean] * 2
+
+
+def test_what_does_not_fit_together_is_a_defect() -> None:
+    def votes(other: Mapping[str, Tensor]) -> Ballot:
+        deltas = (DeltasInMemory({"trunk.w": torch.ones(2)}), DeltasInMemory(other))
+        return Ballot(deltas=deltas, weights=(0.5, 0.5), scales=(1.0, 1.0), mean=GroupMean.mean)
+
+    for other in ({}, {"trunk.v": torch.ones(2)}, {"trunk.w": torch.ones(1, 2)}):
+        with pytest.raises(ValueError, match="must hold the same names and shapes"):
+            mean_delta("trunk", votes(other))
+    assert mean_delta("trunk", votes({"trunk.w": torch.zeros(2), "heads.w": torch.ones(1)})).keys() == {"trunk.w"}
+
+
+def test_a_ballot_is_in_the_order_of_site_names(make_update: MakeUpdate) -> None:
+    voting: list[Vote] = [
+        vote_of(make_update(site, {"trunk.w": torch.tensor([float(i)])}, {"brain": 1})) for i, site in enumerate("cab")
+    ]
+    made = ballot(voting, {"a": 0.1, "b": 0.2, "c": 0.7}, {"a": 1.0, "b": 2.0, "c": 3.0}, RobustConfig())
+    assert (made.weights, made.scales) == ((0.1, 0.2, 0.7), (1.0, 2.0, 3.0))
+    # By hand: a sent 1, b sent 2, c sent 0.
+    assert mean_delta("trunk", made)["trunk.w"].item() == pytest.approx(0.1 * 1 + 0.2 * 2 * 2, rel=1e-7)
+    assert math.isclose(sum(made.weights), 1)

@@ -1,0 +1,74 @@
+"""`panfm privacy plan`: the answers before a study, from numbers alone and from sites' statements."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from panfm.cli.main import app
+from panfm.errors import ConfigError, PanfmError
+from panfm.privacy.accounting import Budget, NoisySteps
+from panfm.privacy.statement import BudgetStatement
+
+STUDY = [
+    *("--epsilon", "8", "--delta", "1e-5", "--rounds", "40", "--steps", "25"),
+    *("--rate", "0.05", "--denominator", "16"),
+]
+
+
+def _plan(*words: str) -> Result:
+    return CliRunner().invoke(app, ["privacy", "plan", *STUDY, *words], env={"COLUMNS": "150"})
+
+
+def _rows(result: Result) -> list[list[str]]:
+    return [line.split() for line in result.stdout.splitlines() if line]
+
+
+def test_plan_says_noise_signal_and_cost_by_round() -> None:
+    result = _plan("--parameters", "450000")
+    assert result.exit_code == 0
+    assert "noise multiplier   1.252, the least" in result.stdout
+    assert "0.0783 clip norms" in result.stdout
+    assert "noise to signal    52.5" in result.stdout
+    assert _rows(result)[-1] == ["40", "8.00", "7.36"]
+    assert [row[0] for row in _rows(result)[-8:]] == ["1", "6", "12", "17", "23", "28", "34", "40"]
+
+
+def test_plan_judges_a_given_noise() -> None:
+    result = _plan("--noise", "1.0", "--rounds", "3", "--every-round", "--epsilon", "3")
+    assert "1, as given: 1 of 3 rounds of 25 steps fit into epsilon 3" in result.stdout
+    assert [row[0] for row in _rows(result)[-3:]] == ["1", "2", "3"]
+
+
+def test_plan_says_which_sites_run_out_in_which_round(tmp_path: Path) -> None:
+    budget = Budget(epsilon=8.0, delta=1e-5)
+    spent = (NoisySteps(noise_multiplier=1.2524, sampling_rate=0.05, steps=975),)
+    for site, history in (("south", spent), ("north", ())):
+        statement = BudgetStatement(site=site, budget=budget, history=history)
+        (tmp_path / f"{site}.json").write_text(statement.to_json())
+    sites = [word for site in ("south", "north") for word in ("--site", str(tmp_path / f"{site}.json"))]
+    result = _plan("--noise", "1.2524", "--rounds", "2", *sites)
+    assert _rows(result)[-2] == ["north", "8", "at", "1e-05", "0.00", "2", "never"]
+    assert _rows(result)[-1] == ["south", "8", "at", "1e-05", "7.88", "1", "in", "round", "2"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--epsilon", "0"),
+        ("--delta", "0.5"),
+        ("--rate", "1.5"),
+        ("--denominator", "0"),
+        ("--noise", "0"),
+        ("--site", "/nowhere"),
+    ],
+)
+def test_plan_that_protects_nobody_is_refused_in_one_line(words: tuple[str, str]) -> None:
+    result = _plan(*words)
+    assert isinstance(result.exception, ConfigError)
+    assert issubclass(ConfigError, PanfmError)
+    assert "\n" not in str(result.exception)

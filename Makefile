@@ -24,7 +24,7 @@ demo: $(STAMP) ## Rehearse a study on this machine with pretend hospitals, and s
 	$(VENV)/bin/panfm simulate recipe=demo $(DEMO_ARGS)
 
 test: $(STAMP) ## Run the fast tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daemons
 	$(VENV)/bin/python -m pytest -m slow --override-ini faulthandler_timeout=1800

@@ -11,7 +11,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -37,8 +37,20 @@ KEPT_OUT: dict[str, set[str]] = {
 """Libraries that a part does without: the library and the coordinator's arithmetic can be read and tested where Flower is
 not installed, and a report is made from records on a machine that never trains."""
 
-GROUND = {"errors", "randomness", "organs", "groups", "update", "signing", "durable", "config", "recipes", "protocol"}
-"""The single files of panfm that any room may stand on; what they know of each other is listed first below."""
+GROUND = {
+    "errors",
+    "randomness",
+    "organs",
+    "groups",
+    "update",
+    "signing",
+    "durable",
+    "config",
+    "recipes",
+    "protocol",
+    "wire",
+}
+"""What any room of panfm may stand on; what these know of each other is listed first below."""
 
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -52,13 +64,14 @@ ROOMS: dict[str, set[str]] = {
     "conf": set(),
     "recipes": {"errors", "organs", "config", "conf"},
     "protocol": {"errors", "organs", "groups", "update"},
+    "wire": {"errors", "config", "protocol"},
     "data": GROUND,
     "models": GROUND,
     "privacy": GROUND,
     "reporting": GROUND,
-    "pretrain": GROUND | {"data", "models"},
-    "evaluation": GROUND | {"data", "models"},
-    "export": GROUND | {"models"},
+    "pretrain": GROUND | {"data", "models", "privacy"},
+    "evaluation": GROUND | {"data", "models", "pretrain"},
+    "export": GROUND | {"data", "models", "evaluation", "reporting"},
     "site": GROUND | {"data", "privacy", "models", "pretrain", "reporting", "export"},
     "cli": GROUND | {"data", "models", "pretrain", "privacy", "site", "evaluation", "reporting", "export"},
 }
@@ -89,8 +102,9 @@ def _dynamic_import(node: ast.AST) -> Iterator[str]:
             yield name
 
 
-def imports_of(source: str, package: str) -> set[str]:
-    """Dotted names that a source mentions in its imports; `from a import b` gives `a` and `a.b`."""
+def imports_of(source: str, package: str, modules: Collection[str] = ()) -> set[str]:
+    """Dotted names that a source mentions in its imports; `from a import b` gives `a` and `a.b`, or `a.b` alone where that
+    is one of the modules: then nothing of `a` itself is asked for."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -98,7 +112,8 @@ def imports_of(source: str, package: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found.update(names if names <= set(modules) else {base, *names})
         else:
             found.update(_dynamic_import(node))
     return found
@@ -108,7 +123,9 @@ def draw(root: Path, *packages: str) -> dict[str, set[str]]:
     """Each module of the packages and the dotted names that it imports."""
     modules = modules_of(root, *packages)
     return {
-        name: imports_of(path.read_text(encoding="utf-8"), name if path.stem == "__init__" else name.rpartition(".")[0])
+        name: imports_of(
+            path.read_text(encoding="utf-8"), name if path.stem == "__init__" else name.rpartition(".")[0], modules
+        )
         for name, path in modules.items()
     }
 

@@ -50,7 +50,7 @@ def _flat(rows: Tensor) -> Tensor:
 
 def _parts(flat: Tensor) -> Sequence[Tensor]:
     """The columns of (B, P) in blocks that stay in a processor's cache: whole, a pass over 200 MB takes three times as long."""
-    return flat.split(max(1, _BLOCK // max(1, flat.shape[0])), dim=1)
+    return torch.split(flat, max(1, _BLOCK // max(1, flat.shape[0])), dim=1)
 
 
 class ClippedSum:

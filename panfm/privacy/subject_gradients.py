@@ -161,7 +161,5 @@ def _hooked(model: nn.Module, layers: Sequence[nn.Module]) -> _Hooks:
     return hooks
 
 
-def _by_own_rule(
-    layer: HasSubjectGradients, inputs: list[Tensor], gradient: Tensor
-) -> Mapping[nn.Parameter, Tensor]:
+def _by_own_rule(layer: HasSubjectGradients, inputs: list[Tensor], gradient: Tensor) -> Mapping[nn.Parameter, Tensor]:
     return layer.subject_gradients(inputs, gradient)

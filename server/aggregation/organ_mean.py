@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ def _scaled(block: Tensor, scale: float) -> Tensor:
     return block if scale == 1 else block * scale
 
 
+@cache  # asked for again with every block
 def _exact(factor: float) -> float:
     mantissa, exponent = math.frexp(factor)
     return math.ldexp(round(mantissa * 2**_EXACT_BITS), exponent - _EXACT_BITS)

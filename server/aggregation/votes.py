@@ -56,7 +56,7 @@ class DeltasInMemory:
 
     def block(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start to stop of one delta in row-major order."""
-        return self.tensors[name].reshape(-1)[start:stop].float()
+        return self.tensors[name].reshape(-1).narrow(0, start, stop - start).float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

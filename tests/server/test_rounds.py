@@ -237,7 +237,8 @@ class _SilentGrid(SpyGrid):
         heard = [
             message_id
             for message_id in message_ids
-            if self._site_of[message_id] != self.silent or self._waiting[message_id].label.metadata.message_type == "query"
+            if self._site_of[message_id] != self.silent
+            or self._waiting[message_id].label.metadata.message_type == "query"
         ]
         return super().pull_messages(heard)
 

@@ -91,9 +91,18 @@ def _num_lines(runs: Path) -> int:
 
 
 def _workers(process: subprocess.Popen[bytes]) -> list[int]:
-    """The processes in which sites answer."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    """The processes in which sites answer: what the fork server, a child of the process, has forked."""
+    servers = [
+        child for child in _children(process.pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return [worker for server in servers for worker in _children(server)]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it is gone
+        return []
 
 
 def _kill(process: subprocess.Popen[bytes], whom: str, draw: random.Random) -> None:

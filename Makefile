@@ -27,7 +27,7 @@ test: $(STAMP) ## Run the fast tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daemons
-	$(VENV)/bin/python -m pytest -m slow --override-ini faulthandler_timeout=1800
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow --override-ini faulthandler_timeout=1800
 
 lint: $(STAMP) ## Check style (ruff) and types (mypy --strict)
 	$(VENV)/bin/ruff check .

@@ -25,6 +25,9 @@ PARTS = {
 }
 """Program -> what it is about."""
 
+VERDICTS = (" yes", ": holds", "NO")
+"""How a line of a table says whether it holds."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the parts and gather the verdicts; returns how many parts failed."""
@@ -52,7 +55,7 @@ def _section(part: str) -> list[str]:
 
 
 def verdicts(text: str) -> list[str]:
-    """Rows of Markdown tables that say yes or NO, each table with its head."""
+    """Rows of Markdown tables that hold a verdict, each table with its head."""
     found: list[str] = []
     head: list[str] = []
     for line in text.splitlines():
@@ -60,7 +63,7 @@ def verdicts(text: str) -> list[str]:
             head = []
         elif len(head) < 2:
             head.append(line)
-        elif " yes" in line or "NO" in line:
+        elif any(word in line for word in VERDICTS):
             found += [
                 *([""] if found and head[0] not in found else []),
                 *(h for h in head if head[0] not in found),

@@ -25,7 +25,7 @@ PARTS = {
 }
 """Program -> what it is about."""
 
-VERDICTS = (" yes", ": holds", "NO")
+VERDICTS = (" yes", ": holds", "NO", "FAILS")
 """How a line of a table says whether it holds."""
 
 

@@ -14,10 +14,6 @@ than AUROC, and the untrained model, which says how far down the probes could fa
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.config import FederationConfig, GroupMean, Missingness, Recipe, RobustConfig
 from panfm.data.dataset import SubjectDataset
@@ -221,29 +218,11 @@ def _finding_of(folder: Path, run: tuple[str, str]) -> Finding:
     return finding(folder, *run)
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    text = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in text if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def commit() -> str:
-    """The checkout's commit, and whether it was changed since."""
-    head, changes = (
-        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    )
-    return f"{head or 'unknown'}{' with changes' if changes else ''}"
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     head = [
         "# Lying sites\n",
-        f"{machine}, commit {commit()}, {datetime.date.today()}.\n",
+        f"{provenance()}.\n",
         f"{SITES} sites of {SUBJECTS} subjects with {', '.join(ORGANS)}; {ROUNDS} rounds of {STEPS} steps, tiny model; "
         f"probes are fitted on {PROBED} and read on {TESTED} subjects. Held to: a robust mean loses at most {HELD_TO} of the "
         "honest plain mean's AUROC.\n",

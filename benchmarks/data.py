@@ -17,11 +17,9 @@ table and writes it to `benchmarks/data.md`, with the machine and the commit (wi
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import itertools
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +35,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from benchmarks.machine import provenance
 from panfm.config import AugmentConfig, ModelConfig, OrganGrid, PretrainConfig, Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.manifest import ScanRow, write_scan_table
@@ -329,28 +328,10 @@ def lines(folder: Path) -> Iterator[Line]:
     yield from large_lines(folder / "large")
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    text = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in text if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def commit() -> str:
-    """The checkout's commit, and whether it was changed since."""
-    head, changes = (
-        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    )
-    return f"{head or 'unknown'}{' with changes' if changes else ''}"
-
-
 def main() -> None:
-    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     head = [
         "# From scans to batches\n",
-        f"{machine}, commit {commit()}, {datetime.date.today()}.\n",
+        f"{provenance()}.\n",
         "| what | held to | measured | holds |",
         "|---|---|---|---|",
     ]

@@ -20,10 +20,6 @@ Memory is the process's peak over what it holds before (Linux), in models of the
 from __future__ import annotations
 
 import ctypes
-import datetime
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +31,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.config import FederationConfig, GroupMean, OrganGrid, RobustConfig, ServerOptimiser, ServerStepConfig
 from panfm.groups import split_by_group
@@ -221,30 +218,12 @@ def rows(bench: Bench) -> list[str]:
     ]
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    text = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in text if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def commit() -> str:
-    """The checkout's commit, and whether it was changed since."""
-    head, changes = (
-        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    )
-    return f"{head or 'unknown'}{' with changes' if changes else ''}"
-
-
 def main() -> None:
     torch.set_num_threads(1)
     bench = make_bench()
-    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     text = [
         "# The mean of a round\n",
-        f"{machine}, commit {commit()}, {datetime.date.today()}.\n",
+        f"{provenance()}.\n",
         f"{SITES} updates of {bench.model_bytes / 1e6:.0f} MB, all groups from every site, one thread.\n",
         *rows(bench),
         "\nMade by `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/federation_mean.py`, whose first paragraph says what is "

@@ -20,11 +20,9 @@ itself glibc raises the threshold to 32 MiB as the program runs, and keeps holes
 
 from __future__ import annotations
 
-import datetime
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,6 +39,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 import panfm
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.config import RunConfig
 from panfm.organs import SEVEN_ORGANS
@@ -342,22 +341,6 @@ def rows(measured: dict[str, list[Measured]]) -> list[str]:
     ]
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    text = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.split(":", 1)[1].strip() for line in text if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def commit() -> str:
-    """The checkout's commit, and whether it was changed since."""
-    head, changes = (
-        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    )
-    return f"{head or 'unknown'}{' with changes' if changes else ''}"
-
-
 def main() -> None:
     if "--measure" in sys.argv:
         down, up, sites = sys.argv[sys.argv.index("--measure") + 1 :][:3]
@@ -366,11 +349,10 @@ def main() -> None:
     measured = {
         wire: [in_process_of_its_own(down, up, sites) for sites in NUM_SITES] for wire, (down, up) in WIRES.items()
     }
-    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     model_mb = next(iter(measured.values()))[0].model_mb
     text = [
         "# What the coordinator's program holds in memory\n",
-        f"{machine}, commit {commit()}, {datetime.date.today()}.\n",
+        f"{provenance()}.\n",
         f"One model (student and teacher of seven organs, fp32) is {model_mb:.0f} MB; sites hold two organs each.\n",
         *rows(measured),
         "\nMade by `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/federation_memory.py`, whose first paragraph says what is "

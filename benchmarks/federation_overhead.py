@@ -16,10 +16,8 @@ Every study runs in a process of its own, on hospitals made beforehand, by the v
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -29,8 +27,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.reporting.record import Event, RoundFinished, SiteAnswered, events_of, read_record
 from panfm.signing import public_hex
@@ -205,7 +202,7 @@ def _page(rows: Sequence[Row]) -> str:
     lines = [
         "# What a simulated round costs",
         "",
-        f"{_machine()}, commit {_commit()}, {datetime.date.today().isoformat()}.",
+        f"{provenance()}.",
         "",
         "| what | held to | measured | holds |",
         "|---|---|---|---|",
@@ -216,22 +213,6 @@ def _page(rows: Sequence[Row]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _machine() -> str:
-    cpu = next((line.split(": ")[1] for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def _cpuinfo() -> list[str]:
-    return Path("/proc/cpuinfo").read_text().splitlines()
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What share of a training step does Saliency-Guided Masking cost? Held to under 2 %.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/organ_mask_cost.py`; it prints the table that `benchmarks/organ_mask_cost.md` holds.
+Run `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/organ_mask_cost.py`; it prints the table of `benchmarks/organ_mask_cost.md`.
 
 SGM adds three things to a step: the subject token's attention row in the last blocks of the teacher, shares and lift from
 it, and the draws. Hiding organs also shortens the student's sequences, which is a gain and no part of that cost, so two
@@ -16,18 +16,17 @@ Seconds are of processor time, for other programs may share the machine. Volumes
 from __future__ import annotations
 
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import machine
 from panfm.config import ModelConfig, OrganGrid, PretrainConfig
 from panfm.data.dataset import Batch
 from panfm.models.build import build_model, initial_parameters, load_parameters
@@ -160,14 +159,6 @@ def parts(bench: Bench) -> tuple[float, float]:
     return statistics.median(rows), statistics.median(draws)
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def line(side: int) -> str:
     """One row of the table."""
     bench = make_bench(side)
@@ -190,8 +181,7 @@ def line(side: int) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    machine = f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}"
-    print(f"Tiny model, seven organs, batch {BATCH_SIZE}, one thread ({machine}), {datetime.date.today()}.\n")
+    print(f"Tiny model, seven organs, batch {BATCH_SIZE}, one thread ({machine()}), {datetime.date.today()}.\n")
     print(
         "| voxels a side | step with `lift` (ms) | attention rows (ms) | shares and draws (ms) | SGM's share of the step "
         "| the same from whole steps, median (quartiles) | `lift` over `none` |"

@@ -1,6 +1,6 @@
 """What does a step with differential privacy cost? dp_adapters is held to 1.2 times, dp_full to 1.6 times, the same step without.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/private_step.py`; it prints the table, and with `--write` writes it to
+Run `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/private_step.py`; it prints the table, and with `--write` writes it to
 `benchmarks/private_step.md`.
 
 Both steps train the same parameters in the dense layout on the same batch of 16 complete subjects: teacher, masks, student,
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.machine import machine
 from panfm.config import ModelConfig, OrganGrid, PretrainConfig, PrivacyConfig, PrivacyMode, Recipe
 from panfm.data.dataset import Batch
 from panfm.models.build import build_model, initial_parameters, load_parameters
@@ -168,20 +168,11 @@ def line(size: str, mode: PrivacyMode) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    machine = f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}"
     rows = [
-        f"Seven organs of {SIDE} voxels a side, {BATCH_SIZE} subjects a step, one thread ({machine}), {REPEATS} pairs of steps, "
-        f"{datetime.date.today()}.\n",
+        f"Seven organs of {SIDE} voxels a side, {BATCH_SIZE} subjects a step, one thread ({machine()}), {REPEATS} pairs "
+        f"of steps, {datetime.date.today()}.\n",
         "| model | mode | trained | step without privacy (ms) | with (ms) | ratio, median (quartiles) | held to "
         "| dense over packed, without privacy |",
         "|---" * 8 + "|",

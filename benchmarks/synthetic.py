@@ -1,6 +1,6 @@
 """How fast is the synthetic cohort written? Volumes a second on one core, per organ and voxels a side, files included.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/synthetic.py`; it prints the table that `benchmarks/synthetic.md` holds. The
+Run `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/synthetic.py`; it prints the table that `benchmarks/synthetic.md` holds. The
 seconds are of processor time, for other programs may share the machine. The scanners are those of eight sites, so
 that thick and thin slices are both in the mean.
 """
@@ -9,11 +9,11 @@ that thick and thin slices are both in the mean.
 from __future__ import annotations
 
 import datetime
-import platform
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.machine import machine
 from panfm.config import Missingness
 from panfm.data.synthetic import SyntheticSite, write_synthetic_site
 from panfm.organs import SEVEN_ORGANS
@@ -39,18 +39,9 @@ def volumes_per_second(organs: tuple[str, ...], voxels: int) -> float:
         return SUBJECTS * len(organs) / (time.process_time() - start)
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def main() -> None:
     volumes_per_second(("liver",), SIDES[0])  # the first call also calibrates the labels
-    machine = f"{processor()}, Python {platform.python_version()}"
-    print(f"Volumes a second of processor time, one core ({machine}), {datetime.date.today()}.\n")
+    print(f"Volumes a second of processor time, one core ({machine()}), {datetime.date.today()}.\n")
     print("| organ | " + " | ".join(f"{side} voxels a side" for side in SIDES) + " |")
     print("|---" * (len(SIDES) + 1) + "|")
     for name, organs in [*((organ, (organ,)) for organ in SEVEN_ORGANS), ("all seven", SEVEN_ORGANS)]:

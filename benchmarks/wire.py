@@ -17,8 +17,6 @@ packs the deltas of a real round of the recipe `smoke`. Seconds are wall time of
 
 from __future__ import annotations
 
-import datetime
-import platform
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.config import Encoding, ModelConfig, OrganGrid, Recipe
 from panfm.data.dataset import SubjectDataset
@@ -183,31 +182,22 @@ def _real_deltas(folder: Path) -> dict[str, Tensor]:
     return train_round(start, start, dataset, recipe, site=site.name, round_number=1).deltas
 
 
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def page(lines: Sequence[str]) -> str:
     """The document."""
-    machine = f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}"
     size = "Tiny" if QUICK else "Base"
     return "\n".join(
         [
             "# What a round costs a site, in bytes",
             "",
-            f"{size} model, a site with {' and '.join(OWN)} of seven organs, one thread ({machine}), {datetime.date.today()}.",
+            f"{size} model, a site with {' and '.join(OWN)} of seven organs, one thread ({provenance()}).",
             "",
             "| what | encoding | zstd level | MB | of FedAvg | of own fp32 | parcels (largest, MB) | pack (s) | unpack (s) |",
             "|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
-            "Made by `OMP_NUM_THREADS=1 python benchmarks/wire.py`, whose first paragraph says what is compared. What goes",
-            "down is packed once a round, however many sites share a group; what goes up is packed once, and sent again from",
-            "the site's store.",
+            "Made by `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/wire.py`, whose first paragraph says what is compared.",
+            "What goes down is packed once a round, however many sites share a group; what goes up is packed once, and sent",
+            "again from the site's store.",
             "",
         ]
     )

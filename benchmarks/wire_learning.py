@@ -11,15 +11,14 @@ when no setting was changed.
 
 from __future__ import annotations
 
-import datetime
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.machine import provenance
 from panfm import recipes
 from panfm.evaluation.learning_check import TRAINED
 from panfm.reporting.record import ProbeTable, RunFinished, SiteAnswered, read_record
@@ -83,7 +82,16 @@ def _page(runs: dict[tuple[str, str], Path], seeds: Sequence[str]) -> list[str]:
         values = {arm: [scores[arm, seed][target, metric] for seed in seeds] for arm in ARMS}
         lines += [f"| {target} | {metric} | {arm} | {_cells(values[arm])} |" for arm in ARMS]
         lines.append(f"| {target} | {metric} | rounded - exact | {_cells(_gaps(values), '+.4f')} |")
-    return [_head(), *lines, "", *_verdict(scores, seeds), "", _traffic(runs, seeds), "", _foot()]
+    return [
+        f"# Rounding on the wire, and what was learned\n\n{provenance()}.\n",
+        *lines,
+        "",
+        *_verdict(scores, seeds),
+        "",
+        _traffic(runs, seeds),
+        "",
+        _foot(),
+    ]
 
 
 def _gaps(values: dict[str, list[float]]) -> list[float]:
@@ -112,13 +120,6 @@ def _traffic(runs: dict[tuple[str, str], Path], seeds: Sequence[str]) -> str:
         f"Seed {seeds[0]}, all messages of the run: {exact[0] / 1e6:.1f} MB down and {exact[1] / 1e6:.1f} MB up exact, "
         f"{rounded[0] / 1e6:.1f} and {rounded[1] / 1e6:.1f} MB rounded."
     )
-
-
-def _head() -> str:
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return f"# Rounding on the wire, and what was learned\n\nCommit {head or 'unknown'}, {datetime.date.today()}.\n"
 
 
 def _foot() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,8 @@ class Participants:
         """Questions without an answer yet, by node."""
         self._asked: dict[int, float] = {}
         """Node -> when it was asked last, by the monotonic clock; for the nodes that are connected."""
+        self._died: Counter[int] = Counter()
+        """Node -> how often in a row its program died over the question, since it was asked anew."""
         self._turned_away: dict[int, str] = {}
         """Node -> why, as the record has it."""
         self.sites: dict[int, JoinAnswer] = {}
@@ -119,8 +122,8 @@ class Participants:
         told = self._turned_away.keys() - self._silent()
         again = sorted(node for node in told if now - self._asked[node] > _ASK_AGAIN_S)
         for node in (*new, *again):
-            self._asked[node] = now
-            self._questions.send(encode_join_question(node), node)
+            del self._died[node]
+            self._ask(node)
         timeout_s = self._recipe.federation.join_timeout_s
         self._hear(new, now + timeout_s)
         for node in sorted(set(new) - self.sites.keys() - self._turned_away.keys()):
@@ -180,11 +183,25 @@ class Participants:
         """Take answers as they come, until all new nodes have given theirs."""
         while True:
             for node, reply in self._questions.look():
-                if node in self._asked:  # an answer of a node that is gone is nobody's
+                if node in self._asked and not self._asked_again(
+                    node, reply
+                ):  # that of a node that is gone is nobody's
                     self._meet(node, reply)
             if time.monotonic() > until or not self._silent() & set(new):
                 return
             self._questions.rest(until)
+
+    def _ask(self, node: int) -> None:
+        self._asked[node] = time.monotonic()
+        self._questions.send(encode_join_question(node), node)
+
+    def _asked_again(self, node: int, reply: Message) -> bool:
+        """Whether the node was asked once more, for its program died: like any other message, as often as the recipe says."""
+        if not reply.has_error() or self._died[node] == self._recipe.federation.retries:
+            return False
+        self._died[node] += 1
+        self._ask(node)
+        return True
 
     def _forget(self, gone: Collection[int]) -> None:
         for node in sorted(gone):

@@ -16,19 +16,19 @@ from torch import Tensor
 from panfm.config import PrivacyConfig
 from panfm.privacy.clipping import ClippedSum
 
-Part = tuple[Sequence[int], Callable[[], Mapping[str, Tensor]]]
+Chunk = tuple[Sequence[int], Callable[[], Mapping[str, Tensor]]]
 """Some subjects of a sample, and what computes their gradients: parameter -> [B, ...], one row a subject."""
 
 
-def noised_mean(parts: Iterable[Part], trained: Mapping[str, Tensor], privacy: PrivacyConfig) -> dict[str, Tensor]:
+def noised_mean(chunks: Iterable[Chunk], trained: Mapping[str, Tensor], privacy: PrivacyConfig) -> dict[str, Tensor]:
     """What a step may use of its sample, and the only thing that leaves it.
 
     Args:
-        parts: the sample; each subject is in one of them, once.
+        chunks: the sample; each subject is in one of them, once.
         trained: every parameter that is trained, whether or not a subject of the sample touched it.
     """
     clipped = ClippedSum(trained, privacy.clip_norm)
-    for subjects, rows in parts:
+    for subjects, rows in chunks:
         clipped.add(rows(), subjects)
     return clipped.release(privacy.noise_multiplier, privacy.denominator)
 

@@ -207,6 +207,27 @@ def test_a_site_that_mended_what_was_wrong_may_take_part_after_all(
     assert len(meeting.events(SiteRejected)) == 1, "told once"
 
 
+def test_a_site_whose_program_dies_over_the_question_is_asked_again_at_once(tmp_path: Path, recipe: Recipe) -> None:
+    answers = [_raises, _raises, _says()]
+    meeting = _Meeting(tmp_path, recipe, a=lambda message: answers.pop(0)(message))
+    assert meeting.look() == {1000: "north"}
+    assert meeting.rejected == {}
+
+
+def test_a_site_whose_program_always_dies_is_asked_as_often_as_the_recipe_says(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = _Meeting(tmp_path, recipe, a=_raises)
+    assert meeting.look() == {}
+    assert len(meeting.grid.sent) == 1 + recipe.federation.retries
+    monkeypatch.setattr("server.participants._ASK_AGAIN_S", 0.0)
+    meeting.look()  # heard at once, for nobody waits for it any more
+    while meeting.participants._silent():
+        meeting.look()
+    assert len(meeting.grid.sent) == 2 * (1 + recipe.federation.retries), "as often when it is asked anew"
+    assert list(meeting.rejected) == ["node 1000"]
+
+
 def test_organs_prepared_in_another_way_are_not_asked_for(tmp_path: Path, recipe: Recipe) -> None:
     meeting = _Meeting(
         tmp_path,

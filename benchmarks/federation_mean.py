@@ -5,7 +5,7 @@ the table and writes it to `benchmarks/federation_mean.md` (with --quick it take
 
 Every site sends every group of the base model, as Flower's FedAvg asks for, in fp32. Sixteen updates are four that are read four
 times each: they are much larger than any cache, so each reading comes from memory as that of sixteen would. Each line is the
-faster of two turns, in which all ways take their turn; seconds are of processor time, one thread.
+fastest of three turns, in which all ways take their turn; seconds are of processor time, one thread.
 
 - *ours, the mean*: `mean_delta` of every group: what Flower computes, too.
 - *ours, the round*: `aggregate_round`: the mean, the server step and the server's teacher.
@@ -46,7 +46,7 @@ from server.aggregation.weights import group_weights
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "--quick" in sys.argv
 SITES, DISTINCT = 16, 4
-TURNS = 2
+TURNS = 3
 OF_FLOWER, OF_ADDING, MODELS = 0.4, 3.0, 1.0
 """Held to: of Flower's time, of adding up once, models of extra memory."""
 
@@ -155,7 +155,7 @@ def ways(bench: Bench) -> dict[str, Work]:
 
 
 def seconds(works: Mapping[str, Work]) -> dict[str, float]:
-    """The faster of two turns of each."""
+    """The fastest of three turns of each."""
     best = dict.fromkeys(works, float("inf"))
     for _ in range(TURNS):
         for name, work in works.items():

@@ -10,6 +10,7 @@ is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,6 +20,7 @@ HEADS = "heads"
 SHARED_GROUPS: tuple[str, ...] = (TRUNK, HEADS)
 
 
+@lru_cache(maxsize=4096)  # more than a model's parameters: a round asks for the same names for every site
 def group_of(parameter: str) -> str:
     """The group of a parameter by its module path: "trunk", "heads" or the organ's name.
 

@@ -11,21 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from panfm.config import GroupMean, RobustConfig
 from server.aggregation.robust import FEWEST_SITES, median, num_trimmed, trimmed
-from server.aggregation.votes import BLOCK, Deltas, Vote, names_of, spans
+from server.aggregation.votes import Deltas, Vote, block_size, names_of, spans
 
 _EXACT_BITS = 29
 """Of a weight; 24 of an fp32 number and these make the 53 of fp64, so each product is exact, and whether a processor fuses
 product and sum changes no bit. Moves a weight by at most 2 ** -30 of itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ballot:
     """The votes on one group, in the order of site names, and how they become one delta."""
 
@@ -40,15 +40,21 @@ class Ballot:
     @property
     def block_size(self) -> int:
         """Elements to read at a time: a robust mean holds those of all sites at once, within about the same cache."""
-        return BLOCK if self.mean is GroupMean.mean else max(min(BLOCK, BLOCK * 8 // len(self.deltas)), 1024)
+        size = block_size()
+        return size if self.mean is GroupMean.mean else max(min(size, size * 8 // len(self.deltas)), 1024)
+
+    @cached_property
+    def factors(self) -> tuple[float, ...]:
+        """What each delta is multiplied with in a mean."""
+        return tuple(_exact(weight * scale) for weight, scale in zip(self.weights, self.scales, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """Two blocks in fp64 to add up in."""
 
-    total: Tensor = field(default_factory=lambda: torch.empty(BLOCK, dtype=torch.float64))
-    term: Tensor = field(default_factory=lambda: torch.empty(BLOCK, dtype=torch.float64))
+    total: Tensor = field(default_factory=lambda: torch.empty(block_size(), dtype=torch.float64))
+    term: Tensor = field(default_factory=lambda: torch.empty(block_size(), dtype=torch.float64))
 
 
 def ballot(
@@ -109,11 +115,8 @@ def mean_block(votes: Ballot, name: str, start: int, stop: int, space: Space) ->
 def _weighted_sum(votes: Ballot, name: str, start: int, stop: int, space: Space) -> Tensor:
     # Starting from the first term, not from zeros, keeps the sign of a zero.
     total, term = space.total[: stop - start], space.term[: stop - start]
-    first, *others = zip(
-        votes.deltas, (_exact(w * s) for w, s in zip(votes.weights, votes.scales, strict=True)), strict=True
-    )
-    total.copy_(first[0].block(name, start, stop)).mul_(first[1])
-    for deltas, factor in others:
+    total.copy_(votes.deltas[0].block(name, start, stop)).mul_(votes.factors[0])
+    for deltas, factor in zip(votes.deltas[1:], votes.factors[1:], strict=True):
         total.add_(term.copy_(deltas.block(name, start, stop)), alpha=factor)
     return total
 
@@ -122,7 +125,6 @@ def _scaled(block: Tensor, scale: float) -> Tensor:
     return block if scale == 1 else block * scale
 
 
-@cache  # asked for again with every block
 def _exact(factor: float) -> float:
     mantissa, exponent = math.frexp(factor)
     return math.ldexp(round(mantissa * 2**_EXACT_BITS), exponent - _EXACT_BITS)

@@ -19,7 +19,7 @@ from panfm.protocol import SiteUpdate
 from panfm.randomness import stream
 from panfm.update import digest
 from server.aggregation.organ_mean import Ballot, ballot, mean_delta, mean_of
-from server.aggregation.votes import BLOCK, Deltas, DeltasInMemory, Vote, vote_of
+from server.aggregation.votes import BLOCK, Deltas, DeltasInMemory, Vote, block_size, vote_of
 
 MakeUpdate = Callable[..., SiteUpdate]
 seeds = st.integers(0, 2**20)
@@ -163,8 +163,8 @@ def test_robust_blocks_shrink_with_the_number_of_sites() -> None:
     for sites in (5, 16, 100, 200):
         deltas = (DeltasInMemory({}),) * sites
         votes = Ballot(deltas=deltas, weights=(1 / sites,) * sites, scales=(1.0,) * sites, mean=GroupMean.median)
-        assert votes.block_size * sites <= 8 * BLOCK
-        assert votes.block_size <= BLOCK
+        assert votes.block_size * sites <= 8 * block_size()
+        assert votes.block_size <= block_size()
 
 
 @pytest.mark.parametrize("mean", GroupMean)

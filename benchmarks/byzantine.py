@@ -3,12 +3,14 @@
 Run `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/byzantine.py [--quick]`; it prints the table and writes it to
 `benchmarks/byzantine.md` (with --quick two rounds of a few steps, and it only prints).
 
-Eight synthetic hospitals hold the same three organs, so that every group has eight voters, and run the rounds as in a rehearsal:
-local training, then `aggregate_round`. Two of them send, in every round and for every group, what they learned turned round
-(sign flipped) or a hundred times as long, and stay below `federation.max_delta_norm` with it. The probe is the macro AUROC over
-the disease categories of subjects that no site trained on, from the teacher's frozen embeddings; differences from the honest
-run stand with the interval of a paired bootstrap over test subjects. R2 of the age stands beside it, which training moves further
-than AUROC, and the untrained model, which says how far down the probes could fall.
+Eight synthetic hospitals hold all seven organs, so that every group has eight voters, and run the rounds as in a rehearsal:
+local training, then `aggregate_round`. They go on with a model that has learned from other subjects, so that there is
+something to lose: from a seeded one, 60 steps gained nothing, and no lie could take it away. Two of them send, in every
+round and for every group, what they learned turned round (sign flipped) or a hundred times as long, and stay below
+`federation.max_delta_norm` with it. The probe is the macro AUROC over the disease categories of subjects that no site
+trained on, from the teacher's frozen embeddings; differences from the honest run stand with the interval of a paired
+bootstrap over test subjects. R2 of the age stands beside it, which training moves further than AUROC, and the untrained
+model, which says how far down the probes could fall.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.machine import provenance
@@ -39,6 +42,7 @@ from panfm.evaluation.embedding import embed_subjects
 from panfm.evaluation.learning_check import HeldOut, read_held_out
 from panfm.evaluation.probes import Floats, auc, bootstrap, interval, r2, ridge_scores
 from panfm.models.build import initial_parameters
+from panfm.organs import SEVEN_ORGANS
 from panfm.pretrain.local_round import TrainedRound, train_round
 from panfm.pretrain.schedules import log_momentum
 from panfm.randomness import stream
@@ -51,9 +55,10 @@ from server.aggregation.votes import DeltasInMemory, Vote
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "--quick" in sys.argv
 SITES, LIARS = 8, ("site-2", "site-5")
-ORGANS = ("brain", "liver", "kidney")
-SUBJECTS, PROBED, TESTED = (8, 24, 24) if QUICK else (32, 120, 300)
-ROUNDS, STEPS = (2, 1) if QUICK else (5, 12)
+SUBJECTS, PROBED, TESTED = (8, 24, 24) if QUICK else (32, 200, 400)
+LEARNED, START_STEPS = (8, 2) if QUICK else (256, 240)
+"""Subjects from whom the model had learned before, and in how many steps."""
+ROUNDS, STEPS = (2, 1) if QUICK else (4, 10)
 HELD_TO = 0.02
 
 Attack = Callable[[Tensor], Tensor]
@@ -64,7 +69,7 @@ MEANS: dict[str, RobustConfig] = {
     "coordinate median": RobustConfig(mean=GroupMean.median),
     "trimmed mean, 0.25": RobustConfig(mean=GroupMean.trimmed_mean),
 }
-PLAIN = "plain mean"
+PLAIN, UNTRAINED = "plain mean", "untrained model"
 ROBUST = ("coordinate median", "trimmed mean, 0.25")
 
 
@@ -94,31 +99,49 @@ class Finding:
 
 
 def make_recipe() -> Recipe:
-    """The demo's, with a few organs that every site holds, and fewer steps."""
-    recipe = recipes.recipe_of(recipes.load(["recipe=demo", f"rounds={ROUNDS}", f"pretrain.steps_per_round={STEPS}"]))
-    return replace(recipe, organs={organ: recipe.organs[organ] for organ in ORGANS})
+    """The demo's, with fewer steps, for there are twice as many sites."""
+    return recipes.recipe_of(recipes.load(["recipe=demo", f"rounds={ROUNDS}", f"pretrain.steps_per_round={STEPS}"]))
 
 
 def write_study(folder: Path) -> None:
     """Write and prepare everybody."""
     recipe = make_recipe()
     scanners = tuple(f"site-{i}" for i in range(SITES))
-    people = [*((site, SUBJECTS, "") for site in scanners), ("probe", PROBED, "probe"), ("test", TESTED, "test")]
+    others = [("before", LEARNED, ""), ("probe", PROBED, "probe"), ("test", TESTED, "test")]
+    people = [*((site, SUBJECTS, "") for site in scanners), *others]
     first = 0
     for name, number, split in people:
         write_synthetic_site(
             folder / name,
-            SyntheticSite(name=name, organs=ORGANS, num_subjects=number),
+            SyntheticSite(name=name, organs=SEVEN_ORGANS, num_subjects=number),
             seed=0,
             voxels=24,
             missingness=Missingness.mcar,
             missing_rate=0.0,
             first_subject=first,
             split=split,
-            scanners=scanners if split else (),
+            scanners=() if name in scanners else scanners,
         )
         prepare_store(folder / name, folder / name / "store", recipe.organs, recipe.prepare)
         first += number
+
+
+def learn(folder: Path) -> None:
+    """Train the model with which the sites go on."""
+    recipe = recipes.recipe_of(recipes.load(["recipe=demo", "rounds=1", f"pretrain.steps_per_round={START_STEPS}"]))
+    first = initial_parameters(recipe.model, recipe.organs, recipe.seed)
+    people = SubjectDataset(PreparedStore.open(folder / "before" / "store"), SEVEN_ORGANS, recipe.organs)
+    trained = train_round(first, first, people, recipe, site="before", round_number=1)
+    vote = Vote(
+        site="before",
+        deltas=DeltasInMemory(trained.deltas),
+        num_subjects=trained.num_subjects,
+        organ_subjects=trained.organ_subjects,
+        num_steps=trained.num_steps,
+    )
+    result = aggregate_round(first, first, [vote], ServerState(), FederationConfig(), partial(log_momentum, recipe, 1))
+    for part in ("student", "teacher"):
+        save_file(getattr(result, part), folder / f"{part}.safetensors")
 
 
 @cache
@@ -126,16 +149,17 @@ def open_study(folder: Path) -> Study:
     """What `write_study` wrote; once in each process."""
     recipe = make_recipe()
     stores = {site: PreparedStore.open(folder / site / "store") for site in (f"site-{i}" for i in range(SITES))}
-    sites = {site: SubjectDataset(store, ORGANS, recipe.organs) for site, store in stores.items()}
+    sites = {site: SubjectDataset(store, SEVEN_ORGANS, recipe.organs) for site, store in stores.items()}
     probe, test = (read_held_out([folder / split], recipe, split) for split in ("probe", "test"))
     return Study(recipe=recipe, sites=sites, probe=probe, test=test)
 
 
 def finding(folder: Path, mean: str, attack: str) -> Finding:
-    """How one run ends; no attack and no mean: how the model begins."""
-    study = open_study(folder)
-    student, state = initial_parameters(study.recipe.model, study.recipe.organs, study.recipe.seed), ServerState()
-    teacher, longest = student, 0.0
+    """How one run ends; no attack and no mean: how the model begins; `UNTRAINED`: without having learned before."""
+    study, state, longest = open_study(folder), ServerState(), 0.0
+    if mean == UNTRAINED:
+        return probed(study, initial_parameters(study.recipe.model, study.recipe.organs, study.recipe.seed))
+    student, teacher = (load_file(folder / f"{part}.safetensors") for part in ("student", "teacher"))
     for number in range(1, ROUNDS + 1 if mean else 1):
         try:
             votes = [_vote(study, site, number, student, teacher, ATTACKS.get(attack)) for site in study.sites]
@@ -198,15 +222,16 @@ def row(who: str, mean: str, found: Finding, honest: Finding) -> str:
 
 def rows(folder: Path) -> list[str]:
     """The table; two runs side by side."""
-    runs = [("", ""), (PLAIN, ""), *((mean, attack) for attack in ATTACKS for mean in MEANS)]
+    runs = [(UNTRAINED, ""), ("", ""), (PLAIN, ""), *((mean, attack) for attack in ATTACKS for mean in MEANS)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = dict(zip(runs, pool.map(partial(_finding_of, folder), runs), strict=True))
     honest = found[PLAIN, ""]
     lines = [
         f"| nobody | {PLAIN} | {honest.value:.3f} | | {honest.age:.3f} | |",
-        row("nobody", "untrained model", found["", ""], honest),
+        row("nobody", UNTRAINED, found[UNTRAINED, ""], honest),
+        row("nobody", "before these rounds", found["", ""], honest),
     ]
-    lines += [row(f"2 of {SITES}: {attack}", mean, found[mean, attack], honest) for mean, attack in runs[2:]]
+    lines += [row(f"2 of {SITES}: {attack}", mean, found[mean, attack], honest) for mean, attack in runs[3:]]
     longest, limit = max(one.longest for one in found.values()), FederationConfig().max_delta_norm
     return [
         *lines,
@@ -223,7 +248,8 @@ def main() -> None:
     head = [
         "# Lying sites\n",
         f"{provenance()}.\n",
-        f"{SITES} sites of {SUBJECTS} subjects with {', '.join(ORGANS)}; {ROUNDS} rounds of {STEPS} steps, tiny model; "
+        f"{SITES} sites of {SUBJECTS} subjects with all seven organs; {ROUNDS} rounds of {STEPS} steps, tiny model that had "
+        f"learned from {LEARNED} others in {START_STEPS} steps; "
         f"probes are fitted on {PROBED} and read on {TESTED} subjects. Held to: a robust mean loses at most {HELD_TO} of the "
         "honest plain mean's AUROC.\n",
         "| who lies | mean | macro AUROC | against honest (95 %) | age, R2 | holds |",
@@ -231,6 +257,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         write_study(Path(folder))
+        learn(Path(folder))
         text = [*head, *rows(Path(folder))]
     text.append(
         "\nMade by `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/byzantine.py`, whose first paragraph says what is compared."

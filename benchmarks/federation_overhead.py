@@ -17,6 +17,7 @@ Every study runs in a process of its own, on hospitals made beforehand, by the v
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
@@ -106,11 +107,16 @@ def _rounds(events: Sequence[Event]) -> list[tuple[float, float]]:
 
 
 def _steps_for(seconds: float, runs: Path) -> int:
-    """Optimiser steps that take a site about so long here and now."""
-    steps = 10
-    events, _ = _study(runs, "trial", SITES, ["rounds=2", f"pretrain.steps_per_round={steps}"])
-    trained_s = _rounds(events)[1][1] / SITES
-    return max(1, round(steps * seconds / trained_s))
+    """Optimiser steps that take a site at least so long here and now: from two short trials, for a training also has a start."""
+    few, more = 10, 40
+    few_s, more_s = (_trained_s(steps, runs) for steps in (few, more))
+    return more + math.ceil((more - few) * max(seconds - more_s, 0) / (more_s - few_s))
+
+
+def _trained_s(steps: int, runs: Path) -> float:
+    """What a site's training of so many steps takes in the second round."""
+    events, _ = _study(runs, f"trial-{steps}", SITES, ["rounds=2", f"pretrain.steps_per_round={steps}"])
+    return _rounds(events)[1][1] / SITES
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------

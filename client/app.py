@@ -63,8 +63,7 @@ def _questioned(message: Message, workspace: Workspace) -> Released:
     if isinstance(asked, TaskParcel):
         released = release(keep_parcel(asked, question.body, workspace), workspace.policy, asked)
     else:
-        answer, parcels = hand_out(asked, workspace)
-        released = release(answer, workspace.policy, asked, parcels)
+        released = hand_out(asked, workspace)
     return _on_record(released, asked, workspace.audit)
 
 

@@ -9,6 +9,7 @@ from client.workspace import Workspace
 from panfm.errors import ProtocolError
 from panfm.protocol import AnswerParcel, ParcelKept, ParcelRequest, Refusal, TaskParcel
 from panfm.site.admission import Refused, admit_parcel
+from panfm.site.egress import Released, release
 from panfm.wire.parcels import Parcel
 
 log = logging.getLogger("panfm.client")
@@ -27,14 +28,16 @@ def keep_parcel(asked: TaskParcel, body: bytes | None, workspace: Workspace) -> 
     return ParcelKept(run=asked.run, round=asked.round, site=workspace.policy.site, sha256=asked.sha256)
 
 
-def hand_out(asked: ParcelRequest, workspace: Workspace) -> tuple[AnswerParcel | Refusal, tuple[Parcel, ...]]:
-    """A further parcel of an answer that the site gave, from its store."""
-    refused = admit_parcel(asked, workspace.policy)
+def hand_out(asked: ParcelRequest, workspace: Workspace) -> Released:
+    """A further parcel of an answer that the site gave, from its store and through the gate."""
+    answered = workspace.answers.find(asked.run, asked.round)
+    refused = admit_parcel(asked, workspace.policy, answered)
     parcel = workspace.answers.parcel(asked.run, asked.round, asked.sha256) if refused is None else None
     if parcel is None:
-        return _refusal(asked, refused or Refused(code="parcel_unknown"), workspace), ()
+        refusal = _refusal(asked, refused or Refused(code="parcel_unknown"), workspace)
+        return release(refusal, workspace.policy, asked)
     answer = AnswerParcel(run=asked.run, round=asked.round, site=workspace.policy.site, sha256=asked.sha256)
-    return answer, (parcel,)
+    return release(answer, workspace.policy, asked, (parcel,), answered)
 
 
 def _refusal(asked: TaskParcel | ParcelRequest, refused: Refused, workspace: Workspace) -> Refusal:

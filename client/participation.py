@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import torch
+from torch import Tensor
 
 import panfm
+from client.private_training import train_privately
 from client.workspace import Workspace, free_memory_gib
 from panfm.config import Recipe
 from panfm.data.native import spacing_class
@@ -19,7 +23,7 @@ from panfm.protocol import PROTOCOL_VERSION, SPACINGS, JoinAnswer, Refusal, Site
 from panfm.site.admission import Admitted, Refused, Repeated, SiteFacts, admit, offered_organs
 from panfm.site.answers import Kept
 from panfm.wire.feedback import encode_with_feedback
-from panfm.wire.parcels import pack
+from panfm.wire.parcels import Parcel, pack
 
 log = logging.getLogger("panfm.client")
 
@@ -57,7 +61,7 @@ def take_part(task: TrainTask, workspace: Workspace) -> SiteUpdate | Refusal:
     """
     verdict = admit(task, workspace.policy, _facts(task, workspace))
     if isinstance(verdict, Admitted):
-        _commit(task, verdict.recipe, verdict.organs, workspace)
+        verdict = _commit(task, verdict.recipe, verdict.organs, workspace) or verdict
     if isinstance(verdict, Repeated) and not workspace.answers.is_whole(task.run, task.round):
         verdict = Refused(code="answer_gone")
     if isinstance(verdict, Refused):
@@ -76,36 +80,60 @@ def _facts(task: TrainTask, workspace: Workspace) -> SiteFacts:
         answered_digest=workspace.answers.digest(task.run, task.round),
         now=now,
         rounds_answered=workspace.answers.count_since(now - timedelta(days=1)),
-        spent_epsilon=None,
+        spent_epsilon=workspace.spent_epsilon(),
         free_memory_gib=free_memory_gib(workspace.policy.device),
     )
 
 
-def _commit(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> None:
-    """Train, and put the answer into the store, with what the site keeps of it for the rounds to come.
+def _commit(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> Refused | None:
+    """Train, and put the answer into the store. Returns: what speaks against training after all; nothing is stored then."""
+    if not recipe.privacy.is_on:
+        _commit_trained(task, recipe, organs, workspace)
+        return None
+    private = train_privately(task, recipe, organs, workspace)
+    if isinstance(private, Refused):
+        return private
+    # Nothing is carried on from round to round: what a round without noise has left behind would go out beside the noise.
+    answer, parcels, _ = _packed(private.update, recipe, {})
+    workspace.answers.commit(answer, parcels, dropped=private.dropped)
+    return None
+
+
+def _commit_trained(task: TrainTask, recipe: Recipe, organs: tuple[str, ...], workspace: Workspace) -> None:
+    """Without privacy: with the answer goes what the site keeps of it for the rounds to come.
 
     What an update left behind counts only where that update did: so it is taken from the round in which it last had a vote.
     """
     voted = {group: number for group, number in task.voted.items() if number < task.round}
     before = workspace.answers.kept(task.run, voted)
     trained = _train(task, recipe, organs, before, workspace)
+    answer, parcels, residual = _packed(_answer(task, trained, workspace), recipe, before.residual)
+    kept = Kept(residual=residual, moments=trained.moments)
+    workspace.answers.commit(answer, parcels, kept, trained.dropped, voted.values())
+
+
+def _packed(
+    answer: SiteUpdate, recipe: Recipe, residual: Mapping[str, Tensor]
+) -> tuple[SiteUpdate, tuple[Parcel, ...], dict[str, Tensor]]:
+    """An answer without its deltas, the parcels that hold them, and what their encoding rounded away."""
     wire = recipe.federation.wire
-    raw, residual = encode_with_feedback(trained.deltas, before.residual, wire.up)
+    raw, rounded_away = encode_with_feedback(answer.deltas, residual, wire.up)
     parcels = tuple(pack(raw, wire.zstd_level, wire.parcel_bytes))
-    answer = SiteUpdate(
+    return replace(answer, deltas={}, parcels=tuple(parcel.label for parcel in parcels)), parcels, rounded_away
+
+
+def _answer(task: TrainTask, trained: TrainedRound, workspace: Workspace) -> SiteUpdate:
+    return SiteUpdate(
         run=task.run,
         round=task.round,
         site=workspace.policy.site,
         task_digest=task.digest(),
-        deltas={},
+        deltas=trained.deltas,
         num_subjects=trained.num_subjects,
         organ_subjects=trained.organ_subjects,
         num_steps=trained.num_steps,
         metrics=trained.metrics,
-        parcels=tuple(parcel.label for parcel in parcels),
     )
-    kept = Kept(residual=residual, moments=trained.moments)
-    workspace.answers.commit(answer, parcels, kept, trained.dropped, voted.values())
 
 
 def _train(

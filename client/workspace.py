@@ -6,6 +6,7 @@
     state/reports/  reports given on models, by run and round
     state/parcels/  parcels of a task that is not here yet
     state/audit.*   what was asked and what left (panfm.site.audit_log)
+    state/ledger.*  what was charged to the subjects' privacy (panfm.site.ledger), from the first charge on
     keys/           the site's signing key (panfm.site.identity)
     site.log        what went wrong here, in full; it never leaves the site
 
@@ -15,7 +16,7 @@ The folder comes from the SuperNode's own configuration (`site-folder`), never f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from panfm.data.store import PreparedStore
 from panfm.errors import ConfigError
 from panfm.organs import in_order
 from panfm.site.answers import AnswerStore
+from panfm.site.audit_chain import Head
 from panfm.site.audit_log import AuditLog
 from panfm.site.identity import SiteIdentity
+from panfm.site.ledger import Ledger, has_ledger
 from panfm.site.parcel_shelf import ParcelShelf
 from panfm.site.policy import Policy
 from panfm.site.policy_file import read_policy
@@ -69,6 +72,26 @@ class Workspace:
     def dataset(self, organs: tuple[str, ...], recipe: Recipe) -> SubjectDataset:
         """The site's subjects with these organs, cut to the recipe's grids."""
         return SubjectDataset(self.store, in_order(organs, tuple(recipe.organs)), recipe.organs)
+
+    def ledger(self, witnesses: Sequence[Head] = ()) -> Ledger:
+        """The site's privacy ledger, to write; begun if there was none.
+
+        Args:
+            witnesses: heads of it that others have recorded.
+        Raises: AuditError when it is not as it was written, or not as a witness has it.
+        """
+        return Ledger.open(self.folder, SiteIdentity.open(self.folder).signing_key, self.audit, witnesses)
+
+    def spent_epsilon(self) -> float | None:
+        """What those of its subjects who have lost most have lost; None where the policy has no budget, or nobody was charged.
+
+        Raises: AuditError when the ledger is not as it was written.
+        """
+        budget = self.policy.privacy.budget
+        if budget is None or not has_ledger(self.folder):
+            return None
+        ledger, subjects = self.ledger(), frozenset[str]().union(*self.subjects().values())
+        return max(ledger.book().spent(cohort, budget.delta) for cohort in ledger.cohorts(subjects))
 
 
 def open_workspace(node_config: Mapping[str, object]) -> Workspace:

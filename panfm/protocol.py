@@ -21,7 +21,7 @@ from torch import Tensor
 from panfm import update
 from panfm.errors import ProtocolError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised when the meaning of a message changes; peers with another version are refused politely."""
 
 
@@ -87,6 +87,10 @@ class TrainTask:
     """Group -> last round before this one in which this site's update had a vote on it. What the site keeps between rounds
     (the residual of its encoding, optimiser moments) it takes from its answer of that round, and starts afresh without one: what
     an update that did not count left behind must not count later."""
+    ledger_witness: str = ""
+    """Newest head of the site's privacy ledger on the run's record, as DIGEST:LENGTH, from an answer to a round before this one:
+    a ledger that does not go on from it was put back to an older copy. Empty: the record has none. Of rounds that are over
+    only, so that the same task has the same digest whenever it is sent."""
     parcels: tuple[ParcelLabel, ...] = ()
     """In which the tensors travel, in this order; how they travel is no part of `digest()`."""
     protocol_version: int = PROTOCOL_VERSION
@@ -143,6 +147,22 @@ class TrainMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySpent:
+    """What a site tells of its privacy ledger with a round's charge in it. Public: it follows from the recipes that it took
+    part in and from its policy, and from no subject."""
+
+    epsilon: float
+    """Privacy loss of those on whom the site trained, over all runs, by the accountant that decides (Renyi); where they were
+    charged differently, of those who have lost most."""
+    delta: float
+    """Of the site's policy; epsilon holds at it."""
+    budget: float
+    """Largest epsilon that the site's policy allows."""
+    ledger_head: str
+    """Head of the ledger once this answer was released, as DIGEST:LENGTH; the coordinator's witness of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteUpdate:
     """A site's answer to a task: what it learned, and what it may tell about it."""
 
@@ -160,7 +180,10 @@ class SiteUpdate:
     num_steps: int
     """Optimiser steps done in this round."""
     metrics: TrainMetrics | None
-    """None where the site's policy does not make them public."""
+    """None where the site's policy does not make them public, and always with privacy, which charges for none."""
+    privacy: PrivacySpent | None = None
+    """With a recipe that has privacy, at a site that keeps a budget; else None. Then the deltas are noised, of exactly the
+    parameters that `pretrain.private_scope.trained_names` names for the site's organs, and the counts are nominal ones."""
     parcels: tuple[ParcelLabel, ...] = ()
     """In which the deltas travel, in this order: the first comes with this header, the others on request."""
     audit_head: str = ""
@@ -346,6 +369,8 @@ _METRICS: dict[type[Message], type[TrainMetrics] | type[EvaluationMetrics]] = {
     SiteReport: EvaluationMetrics,
 }
 """Kinds whose field `metrics` is an object of its own in the header."""
+_INNER = TrainMetrics | EvaluationMetrics | PrivacySpent
+"""What is an object of its own in the header, besides the labels of parcels."""
 M = TypeVar("M", bound=Message)
 
 
@@ -389,7 +414,7 @@ def _header(message: Message, leave_out: tuple[str, ...]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return asdict(value) if isinstance(value, TrainMetrics | EvaluationMetrics | ParcelLabel) else value
+    return asdict(value) if isinstance(value, _INNER | ParcelLabel) else value
 
 
 def _digest_of(message: TaskParcel | ParcelRequest) -> str:
@@ -419,6 +444,9 @@ def _values(cls: type[Message], header: Any, parts: tuple[str, ...], tensors: Ma
     if cls in _METRICS and values["metrics"] is not None:
         _check_fields(_METRICS[cls], values["metrics"])
         values["metrics"] = _METRICS[cls](**values["metrics"])
+    if cls is SiteUpdate and values["privacy"] is not None:
+        _check_fields(PrivacySpent, values["privacy"])
+        values["privacy"] = PrivacySpent(**values["privacy"])
     if isinstance(labels := values.get("parcels"), list):
         values["parcels"] = tuple(_label(label) for label in labels)
     if cls is JoinAnswer and isinstance(values["organs"], list):
@@ -456,6 +484,7 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
     "dict[str, Tensor]": (dict,),
     "TrainMetrics | None": (TrainMetrics, type(None)),
     "EvaluationMetrics": (EvaluationMetrics,),
+    "PrivacySpent | None": (PrivacySpent, type(None)),
 }
 
 
@@ -482,6 +511,6 @@ def _content_fits(declared: str, value: Any) -> bool:
         return all(isinstance(item, str) for item in value)
     if declared == "tuple[ParcelLabel, ...]":
         return all(isinstance(item, ParcelLabel) for item in value)
-    if isinstance(value, TrainMetrics | EvaluationMetrics):
+    if isinstance(value, _INNER):
         _check_types(type(value), {f.name: getattr(value, f.name) for f in fields(value)})
     return True

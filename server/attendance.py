@@ -26,6 +26,8 @@ class Answered:
     seconds: float
     """What it took: from sending to answer, or the site's own training time where that is longer (an answer from the site's
     store comes at once, and says nothing of the next round)."""
+    ledger_head: str = ""
+    """Of the site's privacy ledger with this answer in it; empty where it told none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,18 +52,22 @@ class Attendance:
     def __init__(self) -> None:
         self._rounds: Rounds = {}
         self._offered: dict[str, tuple[str, ...]] = {}
+        self._spent: set[str] = set()
 
     def note(self, event: Event) -> None:
         """Take one event of the record into account; kinds that say nothing of attendance are passed over."""
         if isinstance(event, SiteJoined):
             ever = (*self._offered.get(event.site, ()), *event.organs)
             self._offered[event.site] = tuple(dict.fromkeys(ever))
+            self._spent.discard(event.site)
         elif isinstance(event, RunResumed):
             self._go_back_to(event.rounds_done)
         elif isinstance(event, RoundStarted):
             self._round(event.round).asked = tuple(event.sites)
         elif isinstance(event, SiteAnswered):
-            self._round(event.round).answers[event.site] = Answered(event.outcome, _seconds(event))
+            self._round(event.round).answers[event.site] = Answered(event.outcome, _seconds(event), event.ledger_head)
+            if event.is_budget_spent:
+                self._spent.add(event.site)
         elif isinstance(event, RoundFinished):
             past = self._round(event.round)
             past.votes = {group: tuple(sorted(weights)) for group, weights in event.weights.items()}
@@ -71,6 +77,12 @@ class Attendance:
     def offered(self) -> Mapping[str, tuple[str, ...]]:
         """Site -> organs of the study that it ever offered, for every site that ever joined."""
         return self._offered
+
+    @property
+    def spent(self) -> frozenset[str]:
+        """Sites that said since they last joined that their privacy budget is spent. Nothing but their own policy can change
+        that, so they are not asked again; a person who changed it starts the site anew, and it joins."""
+        return frozenset(self._spent)
 
     def finished(self, before: int | None = None) -> Rounds:
         """Round -> what happened in it, in order, for rounds that are over.
@@ -94,6 +106,12 @@ class Attendance:
             for group, voters in past.votes.items()
             if site in voters
         }
+
+    def ledger_witness(self, site: str, before: int) -> str:
+        """The newest head of the site's privacy ledger in rounds below `before` that are over: `TrainTask.ledger_witness`."""
+        past = (past.answers.get(site) for past in self.finished(before).values())
+        heads = [answer.ledger_head for answer in past if answer is not None and answer.ledger_head]
+        return heads[-1] if heads else ""
 
     def _go_back_to(self, rounds_done: int) -> None:
         """What stood after the checkpoint that was taken over is void, but the answers to the next round."""

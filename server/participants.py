@@ -134,14 +134,31 @@ class Participants:
         fewest, patience_s = self._recipe.federation.min_sites, self._recipe.federation.participation.absence_timeout_s
         until = time.monotonic() + patience_s
         self.look()
-        while len(self.sites) < fewest:
+        while len(self._able()) < fewest:
+            self._check_budgets(number)
             if time.monotonic() > until:
                 raise RunError(
-                    f"{len(self.sites)} of at least {fewest} sites were there for round {number} within {patience_s:.0f} s;"
+                    f"{len(self._able())} of at least {fewest} sites were there for round {number} within {patience_s:.0f} s;"
                     " the run can be resumed when they are back"
                 )
             time.sleep(_POLL_S)
             self.look()
+
+    def _able(self) -> list[JoinAnswer]:
+        """The sites that are there, but those that have said that their privacy budget is spent."""
+        spent = self._record.attendance.spent
+        return [site for site in self.sites.values() if site.site not in spent]
+
+    def _check_budgets(self, number: int) -> None:
+        """Raises: RunError when no round can count any more, for want of budgets: whom it asked would be charged for nothing."""
+        attendance, fewest = self._record.attendance, self._recipe.federation.min_sites
+        left = attendance.offered.keys() - attendance.spent
+        if attendance.spent and len(left) < fewest:
+            raise RunError(
+                f"the privacy budget of {', '.join(sorted(attendance.spent))} is spent, so {len(left)} sites are left for round "
+                f"{number} and federation.min_sites asks for {fewest}; what was trained stands. Plan the next study with less "
+                "cost a round (panfm privacy plan)"
+            )
 
     def _choice(self, number: int) -> tuple[str, ...]:
         attendance, federation = self._record.attendance, self._recipe.federation
@@ -153,7 +170,7 @@ class Participants:
                 organ: needed(organ, attendance, federation.participation.coverage) for organ in self._recipe.organs
             },
         )
-        return choose_sites({site.site: site.organs for site in self.sites.values()}, standing, federation)
+        return choose_sites({site.site: site.organs for site in self._able()}, standing, federation)
 
     def _busy_s(self) -> float:
         """How long the slowest site may still be busy with a round that another process asked for; 0 in a new run."""

@@ -36,6 +36,7 @@ from server.exchange import Exchanged, Fate, Post, exchange
 from server.journal import OpenRound
 from server.messages import one_line
 from server.participants import RoundPlan
+from server.private_answer import private_names, told_spent, told_unchanged
 from server.run_record import RunRecord
 from server.spool import Spool, SpooledUpdate
 
@@ -202,6 +203,7 @@ class RoundRunner:
             student=keep_groups(sent.student, groups),
             teacher=keep_groups(sent.teacher, groups),
             voted={group: voted[group] for group in sorted(voted) if group in groups},
+            ledger_witness=self.record.attendance.ledger_witness(site.site, before=number),
         )
         digest = task.digest()
         return Asked(task=task.signed(sign(self.key, digest)), site=site, digest=digest)
@@ -219,7 +221,8 @@ class RoundRunner:
         assert came.spooled is not None
         if wrong := self._why_left_out(asked, answer, came.spooled):
             return Verdict(outcome=LEFT_OUT, reason=wrong, update=answer)
-        if answer.metrics and (collapsed := collapse_reason(answer.metrics)):
+        objective = self.recipe.pretrain.objective
+        if answer.metrics and (collapsed := collapse_reason(answer.metrics, objective)):
             return Verdict(outcome=LEFT_OUT, reason=collapsed, update=answer, collapsed=True)
         return Verdict(outcome=ACCEPTED, update=answer, kept=came.spooled)
 
@@ -235,6 +238,7 @@ class RoundRunner:
             organs=asked.site.organs,
             max_delta_norm=self.recipe.federation.max_delta_norm,
             max_steps=self.recipe.pretrain.steps_per_round,
+            private_names=private_names(asked.task, asked.site, answer, self.recipe),
         )
 
     def _note(
@@ -242,6 +246,7 @@ class RoundRunner:
     ) -> tuple[SiteAnswered, SpooledUpdate | None]:
         """Put one answer on record; what is accepted lies in the spool by then."""
         answer = verdict.update if verdict.outcome == ACCEPTED else None
+        spent = told_spent(verdict.update) if verdict.update else None  # also by an update that does not count
         event = SiteAnswered(
             round=number,
             site=site,
@@ -257,6 +262,10 @@ class RoundRunner:
             audit_head=one_line(verdict.update.audit_head) if verdict.update else "",
             collapsed=verdict.collapsed,
             update_digest=verdict.kept.digest if verdict.kept else "",
+            epsilon=spent.epsilon if spent else None,
+            epsilon_delta=spent.delta if spent else None,
+            epsilon_budget=spent.budget if spent else None,
+            ledger_head=spent.ledger_head if spent else "",
         )
         self.record.write(event)
         if verdict.outcome != ACCEPTED:
@@ -278,7 +287,7 @@ class RoundRunner:
             round=number,
             seconds=seconds,
             weights=result.weights,
-            unchanged_groups=result.unchanged,
+            unchanged_groups=told_unchanged(result.unchanged, self.recipe),
             delta_norm=result.delta_norm,
             means={group: mean.value for group, mean in result.means.items()},
             shortened=result.shortened,

@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from panfm.config import CohortKind, RunConfig
+from panfm.config import CohortConfig, CohortKind, RunConfig
 from panfm.data.prepare import prepare_store
 from panfm.data.store import PreparedStore
 from panfm.data.synthetic import SyntheticSite, write_synthetic_site
@@ -53,33 +53,51 @@ def make_cohort(config: RunConfig, run_folder: Path, coordinator_key: str, on_pr
     """
     make_jobs = _synthetic_jobs if config.cohort.kind is CohortKind.synthetic else _real_jobs
     jobs = make_jobs(config, run_folder)
+    _check_named(config.cohort.own_epsilon, [job.folder.name for job in jobs if not job.is_evaluation])
     _make_folders(jobs, config.workers, on_progress)
     hospitals = {job.folder.name: job.folder for job in jobs if not job.is_evaluation}
     for site, folder in hospitals.items():
         organs = {entry.organ for entry in PreparedStore.open(folder / "store").entries}
         held = [organ for organ in config.organs if organ in organs]
-        write_policy(folder, _policy(site, coordinator_key, held, config.device))
+        write_policy(folder, _policy(site, coordinator_key, held, config))
         begin_identity(folder, site)
     evaluation = tuple(job.folder for job in jobs if job.is_evaluation)
     return RehearsalCohort(hospitals=dict(sorted(hospitals.items())), evaluation=evaluation)
 
 
-def _policy(site: str, coordinator_key: str, organs: Sequence[str], device: str) -> Policy:
-    """The policy of a pretend hospital: its people are invented or public, so it takes part in whatever is rehearsed."""
+def _check_named(own_epsilon: Mapping[str, float], hospitals: Sequence[str]) -> None:
+    if unknown := sorted(own_epsilon.keys() - set(hospitals)):
+        raise ConfigError(
+            f"cohort.own_epsilon: no hospital is called {unknown[0]}; there are {', '.join(sorted(hospitals))}"
+        )
+
+
+def _policy(site: str, coordinator_key: str, organs: Sequence[str], config: RunConfig) -> Policy:
+    """The policy of a pretend hospital: its people are invented or public, so it takes part in whatever is rehearsed.
+
+    With privacy it is as strict as one that means it: a budget, and nothing of training leaves but what is noised and charged.
+    What it tells of the model on subjects whom it holds out (`cohort.validation_share`) stays public, or nobody could judge.
+    """
+    with_privacy = config.privacy.is_on
     return Policy(
         site=site,
         coordinator_keys=(coordinator_key,),
         organs=tuple(organs),
         tasks=tuple(TaskKind),
-        privacy=PrivacyDemand(mode=PrivacyMode.none),
-        public=tuple(Public),
+        privacy=_demand(site, config.cohort) if with_privacy else PrivacyDemand(mode=PrivacyMode.none),
+        public=(Public.metrics,) if with_privacy else tuple(Public),
         bounds={"rounds": Bounds(most=1_000_000)},
         min_subjects=1,
         min_subjects_per_organ=1,
         rounds_per_day=1_000_000,
         min_free_memory_gib=0,
-        device=device,
+        device=config.device,
     )
+
+
+def _demand(site: str, cohort: CohortConfig) -> PrivacyDemand:
+    epsilon = cohort.own_epsilon.get(site, cohort.epsilon)
+    return PrivacyDemand(mode=PrivacyMode.dp, epsilon=epsilon, delta=cohort.delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

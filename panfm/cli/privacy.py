@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ import typer
 from panfm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from panfm.config import Recipe
     from panfm.privacy.accounting import Budget, NoisySteps
     from panfm.privacy.statement import BudgetStatement
 
@@ -24,18 +27,43 @@ def _group() -> None:
     """Keeps `plan` a word of its own while it is the only one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Study:
+    """The public numbers of a study with privacy."""
+
+    rounds: int
+    steps: int
+    rate: float
+    denominator: float
+    noise: float | None
+    """None: the least that fits is looked for."""
+    parameters: int
+    """That are trained; 0: not told."""
+
+
 @privacy.command()
 def plan(
     epsilon: Annotated[float, typer.Option(help="Budget of each subject, over everything that a site ever answers.")],
     delta: Annotated[float, typer.Option(help="Chance that the bound fails; well below 1 / subjects.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the study.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a site in a round (pretrain.steps_per_round).")],
-    rate: Annotated[float, typer.Option(help="Chance of each subject to be in a step's sample.")],
-    denominator: Annotated[float, typer.Option(help="By which a step's sum is divided, about rate times subjects.")],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[recipe=NAME SETTING=VALUE ...]",
+            help="A study as for `panfm simulate`; gives the numbers below that are not given.",
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the study.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a site in a round (pretrain.steps_per_round).")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Chance of each subject to be in a step's sample.")] = None,
+    denominator: Annotated[
+        float | None, typer.Option(help="By which a step's sum is divided, about rate times subjects.")
+    ] = None,
     noise: Annotated[
         float | None, typer.Option(help="A noise multiplier to judge; the least that fits the budget if not given.")
     ] = None,
-    parameters: Annotated[int, typer.Option(min=0, help="Parameters that are trained; 0: not told.")] = 0,
+    parameters: Annotated[int | None, typer.Option(min=0, help="Parameters that are trained; 0: not told.")] = None,
     site: Annotated[
         list[Path] | None,
         typer.Option(help="A site's statement, as `panfm site ledger --statement` prints it. Repeatable."),
@@ -47,30 +75,82 @@ def plan(
     from panfm.privacy.planning import noise_multiplier_for, spread_rounds
     from panfm.privacy.statement import read_statement
 
-    if not denominator > 0:
-        raise ConfigError(f"--denominator must be above 0, got {denominator}; give about rate times subjects")
+    given = {"rounds": rounds, "steps": steps, "rate": rate, "denominator": denominator}
+    study = _study(given, noise, parameters, recipe or [])
+    if not study.denominator > 0:
+        raise ConfigError(f"--denominator must be above 0, got {study.denominator}; give about rate times subjects")
     budget = Budget(epsilon=epsilon, delta=delta)
     statements = [read_statement(path) for path in site or ()]
-    multiplier = noise_multiplier_for(budget, rate, rounds * steps) if noise is None else noise
-    a_round = NoisySteps(noise_multiplier=multiplier, sampling_rate=rate, steps=steps)
-    _say_noise(budget, a_round, rounds, is_given=noise is not None)
-    _say_signal(multiplier, denominator, parameters)
-    shown = tuple(range(1, rounds + 1)) if every_round else spread_rounds(rounds, _SHOWN_ROUNDS)
+    least = noise_multiplier_for(budget, study.rate, study.rounds * study.steps)
+    multiplier = least if study.noise is None else study.noise
+    a_round = NoisySteps(noise_multiplier=multiplier, sampling_rate=study.rate, steps=study.steps)
+    _say_noise(budget, a_round, study.rounds, least)
+    _say_signal(multiplier, study.denominator, study.parameters)
+    shown = tuple(range(1, study.rounds + 1)) if every_round else spread_rounds(study.rounds, _SHOWN_ROUNDS)
     _say_costs(a_round, shown, delta)
     if statements:
-        _say_sites(statements, a_round, rounds)
+        _say_sites(statements, a_round, study.rounds)
 
 
-def _say_noise(budget: Budget, a_round: NoisySteps, rounds: int, *, is_given: bool) -> None:
+def _study(
+    given: Mapping[str, float | None], noise: float | None, parameters: int | None, settings: Sequence[str]
+) -> _Study:
+    """What was given, and for the rest what the recipe says. Raises: ConfigError."""
+    found = {name: value for name, value in given.items() if value is not None}
+    if settings:
+        from panfm import recipes
+
+        composed = recipes.recipe_of(recipes.load(settings))
+        told = _told_by(composed)
+        noise = composed.privacy.noise_multiplier if noise is None else noise
+        parameters = _num_trained(composed) if parameters is None else parameters
+        found = told | found
+    if missing := [f"--{name}" for name in given if name not in found]:
+        raise ConfigError(
+            f"a plan needs {', '.join(missing)}, or a recipe with privacy, such as recipe=demo privacy.mode=dp_full"
+        )
+    return _Study(
+        rounds=int(found["rounds"]),
+        steps=int(found["steps"]),
+        rate=found["rate"],
+        denominator=found["denominator"],
+        noise=noise,
+        parameters=parameters or 0,
+    )
+
+
+def _told_by(recipe: Recipe) -> dict[str, float]:
+    if not recipe.privacy.is_on:
+        raise ConfigError("the recipe has no privacy to plan; add privacy.mode=dp_adapters or privacy.mode=dp_full")
+    return {
+        "rounds": recipe.rounds,
+        "steps": recipe.pretrain.steps_per_round,
+        "rate": recipe.privacy.sampling_rate,
+        "denominator": recipe.privacy.denominator,
+    }
+
+
+def _num_trained(recipe: Recipe) -> int:
+    """Parameters that a site with all organs of the recipe trains; one with fewer trains fewer."""
+    from panfm.models.build import parameter_shapes
+    from panfm.pretrain.private_scope import trained_names
+
+    shapes = parameter_shapes(recipe.model, recipe.organs)
+    return sum(
+        shapes[name].numel() for name in trained_names(shapes, recipe.privacy.mode, recipe, tuple(recipe.organs))
+    )
+
+
+def _say_noise(budget: Budget, a_round: NoisySteps, rounds: int, least: float) -> None:
     from panfm.privacy.planning import rounds_within
 
     multiplier, work = a_round.noise_multiplier, f"{rounds} rounds of {a_round.steps} steps"
     within = rounds_within(budget, a_round, rounds)
     fit = f"{work} fit" if within == rounds else f"{within} of {work} fit"
-    least = "as given" if is_given else "the least, in thousandths"
-    print(
-        f"noise multiplier   {multiplier:g}, {least}: {fit} into epsilon {budget.epsilon:g} at delta {budget.delta:g}"
-    )
+    how = "the least, in thousandths" if multiplier == least else "as given"
+    print(f"noise multiplier   {multiplier:g}, {how}: {fit} into epsilon {budget.epsilon:g} at delta {budget.delta:g}")
+    if multiplier != least:
+        print(f"the least for all  {least:g} (privacy.noise_multiplier={least:g})")
     print("unit               a subject, with all organs and visits: added, removed, or replaced by a null record")
 
 

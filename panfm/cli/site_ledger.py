@@ -48,7 +48,9 @@ def show(
     if cohort > book.newest_cohort:
         raise ConfigError(f"there is no cohort {cohort}; the newest is {book.newest_cohort}")
     chosen, policy = cohort or book.newest_cohort, read_policy(folder)
-    budget = _budget(policy.privacy.epsilon, policy.privacy.delta)
+    budget = policy.privacy.budget
+    if budget is None:
+        raise ConfigError("the site's policy names no budget; set privacy.epsilon and privacy.delta")
     if statement:
         print(statement_of(book, chosen, policy.site, budget).to_json(), end="")
         return
@@ -79,16 +81,6 @@ def open_cohort(
 _QUESTION = """The store holds {subjects} subjects. A new cohort begins with nothing spent.
 That is true only for people whose scans this site never trained on with privacy, under whatever pseudonym.
 The ledger compares pseudonyms; it cannot know whether they were given anew to the same people."""
-
-
-def _budget(epsilon: float | None, delta: float | None) -> Budget:
-    from panfm.privacy.accounting import Budget
-
-    if epsilon is None or delta is None:
-        raise ConfigError(
-            "the site's policy names no budget, because its privacy.mode is none; set mode, epsilon and delta"
-        )
-    return Budget(epsilon=epsilon, delta=delta)
 
 
 def _say_spent(book: Book, cohort: int, budget: Budget) -> None:

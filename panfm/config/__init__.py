@@ -1,8 +1,8 @@
 """Typed settings of a study: what its sites agree on (`Recipe`), and what one rehearsal adds to it (`RunConfig`).
 
-A `Recipe` is everything that travels to a site inside a signed task: values only, no path, no device, no privacy
-switch. `RunConfig` inherits it and adds what only the machine of the rehearsal or of the coordinator knows. Recipes are
-written as YAML in `panfm/conf/` and composed once, by `panfm.recipes`.
+A `Recipe` is everything that travels to a site inside a signed task: values only, no path, no device, and of privacy what is
+proposed; what may be spent stands in each site's policy. `RunConfig` inherits it and adds what only the machine of the
+rehearsal or of the coordinator knows. Recipes are written as YAML in `panfm/conf/` and composed once, by `panfm.recipes`.
 
 Schemas are unfrozen and avoid `Literal`: Hydra makes frozen dataclasses read-only and rejects literals.
 """
@@ -15,10 +15,12 @@ from panfm.config.faults import NEEDS_PROCESS, FaultConfig, FaultKind
 from panfm.config.federation import FederationConfig, TrunkWeighting
 from panfm.config.grids import OrganGrid, PrepareConfig, Spacing
 from panfm.config.model import ModelConfig
+from panfm.config.objective import Objective, PixelConfig, PrototypeConfig
 from panfm.config.participation import ParticipationConfig
 from panfm.config.pretrain import (
     AugmentConfig,
     LossWeights,
+    MaskSchedule,
     OrganAugmentConfig,
     OrganMaskConfig,
     OrganMaskRule,
@@ -47,18 +49,22 @@ __all__ = [
     "FederationConfig",
     "GroupMean",
     "LossWeights",
+    "MaskSchedule",
     "Missingness",
     "ModelConfig",
+    "Objective",
     "OrganAugmentConfig",
     "OrganGrid",
     "OrganMaskConfig",
     "OrganMaskRule",
     "ParticipationConfig",
     "PatchMaskConfig",
+    "PixelConfig",
     "PrepareConfig",
     "PretrainConfig",
     "PrivacyConfig",
     "PrivacyMode",
+    "PrototypeConfig",
     "RayConfig",
     "Recipe",
     "RobustConfig",

@@ -26,6 +26,11 @@ class ModelConfig:
     """Hidden features of the predictors in the heads."""
     patch: int = 8
     """Voxels a side of a cubic patch."""
+    prototypes: int = 0
+    """pretrain.objective=prototypes: number of prototypes; 0 for the others, which have no such head. 2,048 to 8,192 for batches
+    of up to 64 subjects."""
+    decoder_depth: int = 0
+    """pretrain.objective=pixels: transformer blocks of the decoder, as wide as the trunk's; 0 for the others."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "adapter_width", "predictor_width", "patch"):
@@ -38,4 +43,9 @@ class ModelConfig:
             f"model.width / model.heads must be even and 6 or more for rotary positions (a pair of features for each of "
             f"three axes), got {self.width}/{self.heads}",
         )
+        require(
+            self.prototypes == 0 or self.prototypes >= 2,
+            f"model.prototypes must be 0 (none) or at least 2, got {self.prototypes}",
+        )
+        require(self.decoder_depth >= 0, f"model.decoder_depth must be 0 or more, got {self.decoder_depth}")
         require(self.mlp_ratio > 0, f"model.mlp_ratio must be above 0, got {self.mlp_ratio}")

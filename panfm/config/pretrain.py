@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
+from panfm.config.objective import Objective, PixelConfig, PrototypeConfig
 from panfm.config.require import require
 
 
@@ -16,6 +17,14 @@ class OrganMaskRule(Enum):
     threshold = "threshold"
     uniform = "uniform"
     none = "none"
+
+
+class MaskSchedule(Enum):
+    """How organ masking goes from where it starts to where it ends, over the steps of the run."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
 
 
 class Sampler(Enum):
@@ -45,8 +54,15 @@ class OrganMaskConfig:
     """threshold rule: chance that a dominant organ is masked."""
     saliency_blocks: int = 2
     """Last blocks of the teacher over whose heads the subject token's attention is averaged."""
+    schedule: MaskSchedule = MaskSchedule.constant
+    """constant: `rate` and `temperature` all along. linear, cosine: from the starts below, at the first step, to those."""
+    start_rate: float | None = None
+    """linear, cosine: `rate` at the first step; null: it stays what it is."""
+    start_temperature: float | None = None
+    """linear, cosine: `temperature` at the first step; null: it stays what it is."""
 
     def __post_init__(self) -> None:
+        self._check_schedule()
         for name in ("rate", "explore", "threshold_probability"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"pretrain.organ_mask.{name} must be in 0 to 1, got {value}")
@@ -56,6 +72,33 @@ class OrganMaskConfig:
             self.saliency_blocks >= 1,
             f"pretrain.organ_mask.saliency_blocks must be at least 1, got {self.saliency_blocks}",
         )
+
+    def _check_schedule(self) -> None:
+        rate, temperature = self.start_rate, self.start_temperature
+        require(rate is None or 0 <= rate <= 1, f"pretrain.organ_mask.start_rate must be in 0 to 1, got {rate}")
+        require(
+            temperature is None or temperature > 0,
+            f"pretrain.organ_mask.start_temperature must be above 0, got {temperature}",
+        )
+        moves = rate is not None or temperature is not None
+        require(
+            moves == (self.schedule is not MaskSchedule.constant),
+            f"pretrain.organ_mask.schedule={self.schedule.value} "
+            + ("has no start; choose linear or cosine" if moves else "needs start_rate or start_temperature")
+            + ", or leave all three out",
+        )
+
+
+def check_constant(config: OrganMaskConfig) -> None:
+    """That organ masking is the same at every step, as it is with privacy.
+
+    Raises: ConfigError, else.
+    """
+    require(
+        config.schedule is MaskSchedule.constant,
+        f"pretrain.organ_mask.schedule={config.schedule.value} cannot be had with privacy, whose step knows of no schedule; "
+        "set it to constant and leave out start_rate and start_temperature",
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +117,7 @@ class PatchMaskConfig:
 
 @dataclass(slots=True, kw_only=True)
 class LossWeights:
-    """Weights of the terms of DESIGN section 4."""
+    """objective: features. Weights of its terms; `pretrain.prototypes` and `pretrain.pixels` hold those of the others."""
 
     patch: float = 1.0
     """(a) the teacher's features of masked patches inside visible organs."""
@@ -186,7 +229,11 @@ class PretrainConfig:
     """EMA of the teacher at the first step; rises to 1 by a cosine over the whole run."""
     keep_moments: bool = False
     """Whether a site's AdamW goes on from its moments of the round in which its update last counted, or starts afresh."""
+    objective: Objective = Objective.features
+    """What the student predicts: features, prototypes or pixels."""
     loss: LossWeights = field(default_factory=LossWeights)
+    prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
+    pixels: PixelConfig = field(default_factory=PixelConfig)
     organ_mask: OrganMaskConfig = field(default_factory=OrganMaskConfig)
     patch_mask: PatchMaskConfig = field(default_factory=PatchMaskConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -208,4 +255,9 @@ class PretrainConfig:
         require(
             0 <= self.teacher_momentum < 1,
             f"pretrain.teacher_momentum must be in 0 to 1 (1 excluded), got {self.teacher_momentum}",
+        )
+        require(
+            self.prototypes.koleo == 0 or self.batch_size >= 2,
+            f"pretrain.prototypes.koleo spreads subjects from each other and needs pretrain.batch_size of 2 or more, got "
+            f"{self.batch_size}",
         )

@@ -41,6 +41,11 @@ class PrivacyConfig:
     denominator: float = 16.0
     """By which each step's noised sum is divided: a nominal sample, not what a site's number of subjects would give."""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is noised at all."""
+        return self.mode is not PrivacyMode.none
+
     def __post_init__(self) -> None:
         for name in ("clip_norm", "noise_multiplier", "denominator"):
             value = getattr(self, name)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from panfm.config.federation import FederationConfig
 from panfm.config.grids import OrganGrid, PrepareConfig, Spacing
 from panfm.config.model import ModelConfig
-from panfm.config.pretrain import PretrainConfig
+from panfm.config.objective import check_centre, check_heads, check_private_objective
+from panfm.config.pretrain import PretrainConfig, Sampler, check_constant
+from panfm.config.privacy import PrivacyConfig
 from panfm.config.require import require
 from panfm.organs import WITHOUT_SIDE, check_organ_names
 
@@ -31,6 +34,7 @@ class Recipe:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed must be in 0 to 2**63, got {self.seed}")
@@ -55,6 +59,10 @@ class Recipe:
         shift, margin = self.pretrain.augment.shift_voxels, self.prepare.margin_voxels
         require(shift <= margin, f"pretrain.augment.shift_voxels {shift} must not pass prepare.margin_voxels {margin}")
         self._check_augment()
+        check_heads(self.pretrain.objective, self.model)
+        check_centre(self.pretrain.objective, self.federation.server)
+        if self.privacy.is_on:
+            check_with_privacy(self, self.organs)
         unknown = sorted(self.federation.participation.coverage.keys() - self.organs.keys())
         require(
             not unknown,
@@ -77,3 +85,29 @@ class Recipe:
     def total_steps(self) -> int:
         """Optimiser steps of a site that takes part in every round."""
         return self.rounds * self.pretrain.steps_per_round
+
+
+def check_with_privacy(recipe: Recipe, organs: Iterable[str]) -> None:
+    """That what a recipe asks for can be had with privacy.
+
+    Args:
+        organs: of the recipe, those that are trained.
+    Raises: ConfigError, else.
+    """
+    check_private_objective(recipe.pretrain.objective)
+    check_constant(recipe.pretrain.organ_mask)
+    for organ in organs:
+        require(
+            recipe.organs[organ].spacing is not Spacing.native,
+            f"organs.{organ}.spacing=native cannot be had with privacy, which needs equally many voxels and tokens for "
+            "every subject; set it to resample and prepare the store again",
+        )
+    require(
+        recipe.pretrain.sampler is Sampler.subjects,
+        f"pretrain.sampler={recipe.pretrain.sampler.value} draws subjects by the organs that others have; with privacy each "
+        "is drawn by a coin of its own: set it to subjects",
+    )
+    require(
+        not recipe.pretrain.keep_moments,
+        "pretrain.keep_moments cannot be had with privacy, where each round's optimiser starts afresh; set it to false",
+    )

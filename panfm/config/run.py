@@ -59,6 +59,12 @@ class CohortConfig:
     train_share: float = 0.667
     """Real: share of the brains that train, chosen by a hash of the subject and the seed; the rest are held out. With 2/3 the
     seeds 0, 1 and 2 hold out each brain once."""
+    epsilon: float = 8.0
+    """With privacy: what each subject may lose, in the policy of every hospital (dimensionless)."""
+    delta: float = 1e-5
+    """With privacy: chance that this bound fails, in the policy of every hospital."""
+    own_epsilon: dict[str, float] = field(default_factory=dict)
+    """With privacy: hospitals, by name, whose policy has another epsilon. On a command line: +cohort.own_epsilon.neuro=2."""
 
     def __post_init__(self) -> None:
         for name in ("subjects_per_site", "probe_subjects", "test_subjects", "voxels"):
@@ -71,6 +77,14 @@ class CohortConfig:
             f"cohort.validation_share must be in 0 to 1 (1 excluded), got {self.validation_share}",
         )
         require(0 < self.train_share < 1, f"cohort.train_share must be above 0 and below 1, got {self.train_share}")
+        for name, epsilon in {
+            "epsilon": self.epsilon,
+            **{f"own_epsilon.{s}": e for s, e in self.own_epsilon.items()},
+        }.items():
+            require(0 < epsilon <= 10, f"cohort.{name} must be above 0 and at most 10, as in a policy, got {epsilon}")
+        require(
+            0 < self.delta <= 1e-3, f"cohort.delta must be above 0 and at most 0.001, as in a policy, got {self.delta}"
+        )
 
 
 @dataclass(slots=True, kw_only=True)

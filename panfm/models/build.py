@@ -33,11 +33,17 @@ def initial_parameters(config: ModelConfig, grids: Mapping[str, OrganGrid], seed
     """Initial values, fp32, by name in sorted order.
 
     Matrices are Xavier-uniform, tokens and queries normal with deviation 0.02, biases 0, norms 1 and 0, and the last
-    map of an adapter or a predictor 0.
+    map of an adapter or a predictor 0, as are the centres of a prototype head.
     """
+    shapes = parameter_shapes(config, grids)
+    return {name: _initial(name, tuple(shape), seed) for name, shape in shapes.items()}
+
+
+def parameter_shapes(config: ModelConfig, grids: Mapping[str, OrganGrid]) -> dict[str, torch.Size]:
+    """Shape of each parameter, by name in sorted order; nothing is allocated."""
     with torch.device("meta"):
-        shapes = dict(PanOrganModel(config, grids).named_parameters())
-    return {name: _initial(name, tuple(shapes[name].shape), seed) for name in sorted(shapes)}
+        named = dict(PanOrganModel(config, grids).named_parameters())
+    return {name: named[name].shape for name in sorted(named)}
 
 
 def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
@@ -63,9 +69,10 @@ def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     draws = stream(seed, "initial parameters", name)
-    *_, module, kind = name.split(".")
-    starts_at_zero = (".adapters." in name and module == "up") or (name.startswith("heads.") and module == "out")
-    if kind == "bias" or starts_at_zero:
+    *path, module, kind = name.split(".")
+    is_predictor = path[:1] == ["heads"] and path[-1].endswith("_predictor")
+    starts_at_zero = (".adapters." in name and module == "up") or (is_predictor and module == "out")
+    if kind == "bias" or kind.endswith("_centre") or starts_at_zero:
         return torch.zeros(shape)
     if kind == "weight" and len(shape) == 1:
         return torch.ones(shape)

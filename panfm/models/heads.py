@@ -2,7 +2,7 @@
 
 `mask_token` stands where a patch is hidden from the student; `patch_predictor` turns the student's token of a
 patch, hidden or seen, into the teacher's feature of it; `organ_predictor` turns a subject token and an organ's query into the
-teacher's token of that organ.
+teacher's token of that organ. `prototypes` and `decoder` are there only when the model's settings ask for them.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -11,6 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from panfm.config import ModelConfig
+from panfm.models.decoder import Decoder
+from panfm.models.prototypes import PrototypeHead
 
 
 class Predictor(nn.Module):
@@ -34,11 +38,19 @@ class Predictor(nn.Module):
 class Heads(nn.Module):
     """The group `heads`."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        width, hidden = config.width, config.predictor_width
         self.mask_token = nn.Parameter(torch.empty(width))
         self.patch_predictor = Predictor(width, hidden)
         self.organ_predictor = Predictor(width, hidden)
+        self.prototypes: PrototypeHead | None = None
+        self.decoder: Decoder | None = None
+        if config.prototypes:
+            self.prototypes = PrototypeHead(width, hidden, config.prototypes)
+        if config.decoder_depth:
+            inner = round(width * config.mlp_ratio)
+            self.decoder = Decoder(width, config.decoder_depth, config.heads, inner, config.patch**3)
 
     def predict_organ(self, subject_tokens: Tensor, query: Tensor) -> Tensor:
         """The teacher's token of an organ, from [n, E] subject tokens and the organ's query [E]."""

@@ -71,7 +71,7 @@ class PanOrganModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Trunk(config.width, config.depth, config.heads, round(config.width * config.mlp_ratio))
-        self.heads = Heads(config.width, config.predictor_width)
+        self.heads = Heads(config)
         self.organs = nn.ModuleDict({organ: OrganGroup(config, grid) for organ, grid in grids.items()})
 
     def group(self, organ: str) -> OrganGroup:
@@ -99,24 +99,81 @@ class PanOrganModel(nn.Module):
             saliency_blocks: last blocks over which the subject token's attention is averaged; 0 skips it.
         """
         groups = {organ: self.group(organ) for organ in rows}  # one order of organs for tokens, layout and positions
-        layout = pack(num_subjects, rows, {organ: group.num_patches for organ, group in groups.items()})
-        embedded = [
-            group.embed(volumes[organ], patch_masks[organ] if patch_masks else None, self.heads.mask_token).flatten(
-                0, 1
-            )
+        embedded = {
+            organ: group.embed(volumes[organ], patch_masks[organ] if patch_masks else None, self.heads.mask_token)
             for organ, group in groups.items()
-        ]
-        tokens = torch.cat([self.trunk.subject_token.expand(num_subjects, -1), *embedded])
-        adapters: dict[str, Sequence[nn.Module]] = {organ: list(group.adapters) for organ, group in groups.items()}
-        tokens, saliency = self.trunk(tokens, layout, _rotary(groups, layout), adapters, saliency_blocks)
+        }
+        angles = {organ: group.angles.repeat(rows[organ].numel(), 1) for organ, group in groups.items()}
+        return self._encode(embedded, angles, rows, num_subjects, saliency_blocks)
+
+    def encode_visible(
+        self,
+        volumes: Mapping[str, Volumes],
+        rows: Mapping[str, Tensor],
+        num_subjects: int,
+        patch_masks: Mapping[str, Tensor],
+    ) -> Features:
+        """Encode a batch from its visible patches alone: hidden ones take no token, so they cost and tell nothing.
+
+        Args:
+            patch_masks: organ -> bool [n_o, T_o], True where the patch is hidden; equally many in each scan of an organ.
+        Returns: features whose `patches` are those that are visible, [n_o, V_o, E], in the order of the grid.
+        """
+        embedded: dict[str, Tensor] = {}
+        angles: dict[str, Tensor] = {}
+        for organ in rows:
+            group, kept = self.group(organ), _with_organ_token(~patch_masks[organ])
+            tokens = group.embed(volumes[organ], None, self.heads.mask_token)
+            embedded[organ] = tokens[kept].reshape(len(kept), -1, tokens.shape[-1])
+            angles[organ] = group.angles.to(kept.device).expand(*kept.shape, -1)[kept]
+        return self._encode(embedded, angles, rows, num_subjects, 0)
+
+    def decode(
+        self, features: Features, rows: Mapping[str, Tensor], patch_masks: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Voxels of all patches, from the features of visible ones (`encode_visible`): organ -> [n_o, T_o, p * p * p].
+
+        Args:
+            rows, patch_masks: as they were encoded.
+        """
+        decoder, num_subjects = self.heads.decoder, len(features.subject)
+        assert decoder is not None, "the recipe's check gives the model the head of its objective"
+        tokens = [decoder.embed(features.subject)]
+        for organ in rows:
+            whole = (decoder.embed(features.organ[organ]).unsqueeze(1), decoder.embed(features.patches[organ]))
+            scans = torch.cat((whole[0], decoder.placed(whole[1], patch_masks[organ])), dim=1)
+            tokens.append((scans + self.group(organ).embedding).flatten(0, 1))
+        layout = pack(num_subjects, rows, {organ: self.group(organ).num_patches for organ in rows})
+        angles = {organ: self.group(organ).angles.repeat(rows[organ].numel(), 1) for organ in rows}
+        voxels = decoder(torch.cat(tokens), layout, _rotary(angles, layout))
+        return {organ: _per_scan(voxels, layout, organ)[:, 1:] for organ in rows}
+
+    def _encode(
+        self,
+        embedded: Mapping[str, Tensor],
+        angles: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        num_subjects: int,
+        saliency_blocks: int,
+    ) -> Features:
+        """Tokens of scans, organ -> [n_o, 1 + T_o, E], and the angles of each of them, organ -> [n_o * (1 + T_o), D/2]."""
+        layout = pack(num_subjects, rows, {organ: tokens.shape[1] - 1 for organ, tokens in embedded.items()})
+        flat = [tokens.flatten(0, 1) for tokens in embedded.values()]
+        tokens = torch.cat([self.trunk.subject_token.expand(num_subjects, -1), *flat])
+        adapters: dict[str, Sequence[nn.Module]] = {organ: list(self.group(organ).adapters) for organ in embedded}
+        tokens, saliency = self.trunk(tokens, layout, _rotary(angles, layout), adapters, saliency_blocks)
         return _unpack(tokens, saliency, layout)
 
 
-def _rotary(groups: Mapping[str, OrganGroup], layout: Layout) -> tuple[Tensor, Tensor]:
+def _with_organ_token(visible: Tensor) -> Tensor:
+    """bool [n, T] to [n, 1 + T]: the organ token, which comes first, is always visible."""
+    return torch.cat((torch.ones_like(visible[:, :1]), visible), dim=1)
+
+
+def _rotary(by_organ: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every packed token, [N, D/2]; subject tokens are not turned."""
-    half = next(iter(groups.values())).angles.shape[1]
-    angles = [torch.zeros(layout.num_subjects, half)]
-    angles += [group.angles.repeat(layout.rows[organ].numel(), 1) for organ, group in groups.items()]
+    first = next(iter(by_organ.values()))
+    angles = [first.new_zeros(layout.num_subjects, first.shape[1]), *by_organ.values()]
     packed = torch.cat(angles).to(layout.order.device)
     return packed.cos(), packed.sin()
 

@@ -1,8 +1,8 @@
 """The training loss on subjects that a site holds out, and what the teacher attends to in them; nothing is trained.
 
 Every draw is a function of (seed, site, subject, purpose) and not of the round: each evaluation hides the same patches of the
-same crops from the student, so that two rounds differ by the model alone. Crops are the middle of what is stored, and nothing
-is augmented.
+same crops from the student, so that two rounds differ by the model alone; what goes along a schedule stands as it does at
+the run's end. Crops are the middle of what is stored, and nothing is augmented. The loss is that of the recipe's objective.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -20,8 +20,9 @@ from panfm.data.dataset import Batch, SubjectDataset
 from panfm.errors import DataError
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import PanOrganModel
+from panfm.pretrain.objective import objective_loss
 from panfm.pretrain.saliency import Saliency, share_entropy
-from panfm.pretrain.step import StepLoss, draw_masks, patch_counts, step_loss, teacher_view
+from panfm.pretrain.step import StepLoss, draw_masks, patch_counts, teacher_view
 from panfm.randomness import stream
 
 
@@ -86,7 +87,8 @@ def _look(
     counts = {organ: patch_counts(recipe.organs[organ], recipe.model.patch) for organ in batch.rows}
     organs, patches = (_streams(recipe, site, batch.subjects, purpose) for purpose in ("organ mask", "patch mask"))
     masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-    return step_loss(student, batch, target, masks, pretrain.loss), saliency
+    temperature = pretrain.prototypes.final_teacher_temperature
+    return objective_loss(student, teacher, batch, batch, target, masks, pretrain, temperature), saliency
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ class _Sums:
     losses: list[tuple[int, float, float, float]] = field(default_factory=list)
     """(subjects, total, patch, collapse) of each batch."""
     organ_losses: list[tuple[int, float]] = field(default_factory=list)
-    """(subjects with two organs or more, term (b) over them) of each batch that has any."""
+    """(subjects, `StepLoss.organ` over them) of each batch that has any."""
     entropies: list[float] = field(default_factory=list)
     scans: dict[str, int] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class _Sums:
         self.subjects += number
         self.losses.append((number, float(loss.total), float(loss.patch), loss.collapse))
         if loss.organ is not None:
-            self.organ_losses.append((int((saliency.presence.sum(1) >= 2).sum()), float(loss.organ)))
+            self.organ_losses.append((loss.organ_subjects, float(loss.organ)))
         self.entropies += share_entropy(saliency).tolist()
         for organ, rows in batch.rows.items():
             column = batch.organs.index(organ)

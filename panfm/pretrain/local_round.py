@@ -34,10 +34,12 @@ from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
 from panfm.pretrain.collapse import effective_rank, spread
 from panfm.pretrain.moments import Moments, load_moments, moments_of
+from panfm.pretrain.objective import objective_loss
+from panfm.pretrain.prototype_step import move_centres
 from panfm.pretrain.proximal import anchor_of, pull_towards
 from panfm.pretrain.saliency import Saliency, share_entropy
-from panfm.pretrain.schedules import learning_rate, teacher_momentum
-from panfm.pretrain.step import Masks, StepLoss, draw_masks, patch_counts, step_loss, teacher_view
+from panfm.pretrain.schedules import learning_rate, organ_mask_at, teacher_momentum, teacher_temperature
+from panfm.pretrain.step import Masks, StepLoss, draw_masks, patch_counts, teacher_view
 from panfm.pretrain.teacher import Teacher
 from panfm.protocol import TrainMetrics
 from panfm.randomness import stream
@@ -174,26 +176,38 @@ class _LocalTraining:
 
     def step(self, step: int, views: _Views, tally: _Tally) -> float:
         """One optimiser step; returns the loss."""
-        pretrain, batch = self._recipe.pretrain, views.given
-        organs, patches = (self._streams(step, batch.subjects, purpose) for purpose in ("organ mask", "patch mask"))
-        target, saliency = teacher_view(self._teacher.model, batch, pretrain.organ_mask.saliency_blocks)
-        counts = {o: patch_counts(self._recipe.organs[o], self._recipe.model.patch) for o in batch.rows}
-        masks = draw_masks(batch, saliency, counts, pretrain.organ_mask, pretrain.patch_mask, organs, patches)
-        loss = step_loss(self.student, views.seen, target, masks, pretrain.loss)
+        pretrain, batch, teacher = self._recipe.pretrain, views.given, self._teacher.model
+        run_step, total = self._run_step(step), self._recipe.total_steps
+        target, saliency = teacher_view(teacher, batch, pretrain.organ_mask.saliency_blocks)
+        masks = self._masks(step, batch, saliency)
+        temperature = teacher_temperature(run_step, total, pretrain.prototypes)
+        loss = objective_loss(self.student, teacher, batch, views.seen, target, masks, pretrain, temperature)
         value = float(loss.total.detach())
         if not math.isfinite(value):
             raise RunError(
                 f"training diverged: the loss of step {step + 1} in round {self._round} should be a finite number, "
                 f"got {value}; lower pretrain.learning_rate"
             )
-        gradient_norm = self._optimise(loss.total, step)
+        gradient_norm = self._optimise(loss.total, run_step)
+        if loss.centres is not None:
+            move_centres(self.student, loss.centres, pretrain.prototypes.centre_momentum)
         tally.add(batch, saliency, masks, loss, gradient_norm)
         self.last_target = target
         return value
 
-    def _optimise(self, loss: Tensor, step: int) -> float:
+    def _run_step(self, step: int) -> int:
+        """The steps of the run before this one, counted as if the site had been there in every round."""
+        return (self._round - 1) * self._recipe.pretrain.steps_per_round + step
+
+    def _masks(self, step: int, batch: Batch, saliency: Saliency) -> Masks:
+        pretrain = self._recipe.pretrain
+        organs, patches = (self._streams(step, batch.subjects, purpose) for purpose in ("organ mask", "patch mask"))
+        counts = {o: patch_counts(self._recipe.organs[o], self._recipe.model.patch) for o in batch.rows}
+        organ_mask = organ_mask_at(self._run_step(step), self._recipe.total_steps, pretrain.organ_mask)
+        return draw_masks(batch, saliency, counts, organ_mask, pretrain.patch_mask, organs, patches)
+
+    def _optimise(self, loss: Tensor, run_step: int) -> float:
         pretrain, total = self._recipe.pretrain, self._recipe.total_steps
-        run_step = (self._round - 1) * pretrain.steps_per_round + step
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(run_step, total, pretrain)
         self.optimiser.zero_grad(set_to_none=True)

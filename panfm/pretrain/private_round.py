@@ -54,6 +54,25 @@ def train_private_round(
     """
     torch.set_num_threads(recipe.threads)
     training = PrivateTraining(student, teacher, dataset.organs, recipe, privacy, device=device)
+    return run_private_round(training, student, dataset, recipe, privacy, round_number=round_number, device=device)
+
+
+def run_private_round(
+    training: PrivateTraining,
+    student: Mapping[str, Tensor],
+    dataset: SubjectDataset,
+    recipe: Recipe,
+    privacy: PrivacyConfig,
+    *,
+    round_number: int,
+    device: str = "cpu",
+) -> PrivateRound:
+    """The part of `train_private_round` that looks at subjects, and so the part that is charged.
+
+    Args:
+        training: just begun, with these arguments; of what could fail, it has been through all that needs no subject.
+    Raises: RunError when the parameters are no longer finite.
+    """
     loader = _Loader(dataset, recipe, device)
     steps = recipe.pretrain.steps_per_round
     for step in range(steps):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panfm.config import PrivacyConfig, PrivacyMode, Recipe, Sampler, Spacing
+from panfm.config import PrivacyConfig, PrivacyMode, Recipe
 from panfm.data.dataset import Batch
 from panfm.errors import ConfigError, RunError
 from panfm.models.build import build_model, load_parameters
@@ -35,6 +35,7 @@ from panfm.pretrain.dense_step import (
     subject_losses,
 )
 from panfm.pretrain.local_round import make_optimiser
+from panfm.pretrain.private_scope import refuse_recipe, trained_names
 from panfm.pretrain.proximal import anchor_of, pull_towards
 from panfm.pretrain.schedules import learning_rate, teacher_momentum
 from panfm.pretrain.step import patch_counts
@@ -45,7 +46,6 @@ from panfm.randomness import stream
 
 _ROUNDING = 1e-6
 """By which a loss may differ between two runs of a GPU; on a CPU nothing does."""
-_ADAPTED = ("heads.patch_predictor.", "heads.organ_predictor.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,42 +64,6 @@ Part = tuple[Sequence[int], Sequence[Views]]
 """Some subjects of a sample by their places in the dataset, and one or more views of them, in that order."""
 Losses = Callable[[DenseModel, DenseBatch, Tensor, DenseMasks], Tensor]
 """Student, what it is shown, the teacher's normalised features [B, L, E], masks -> the loss of each subject [B]."""
-
-
-def trained_names(names: Iterable[str], mode: PrivacyMode, recipe: Recipe, organs: Sequence[str]) -> list[str]:
-    """Which parameters are trained, and so noised, in each step: by what is public alone, never by who is in a sample.
-
-    What no subject of a site with these organs could ever move is not trained: noise would be all that it gets.
-
-    Args:
-        organs: those that the site declares, whether or not a subject has them all.
-    """
-    weights = recipe.pretrain.loss
-    idle = [] if weights.patch > 0 or weights.seen > 0 else ["heads.patch_predictor."]
-    if weights.organ == 0 or len(organs) < 2:
-        idle += ["heads.organ_predictor.", *(f"organs.{organ}.query" for organ in organs)]
-    return sorted(name for name in names if _is_in(name, mode) and not name.startswith(tuple(idle)))
-
-
-def _is_in(name: str, mode: PrivacyMode) -> bool:
-    return mode is PrivacyMode.dp_full or name.startswith(_ADAPTED) or ".adapters." in name
-
-
-def refuse_recipe(recipe: Recipe, privacy: PrivacyConfig, organs: Sequence[str]) -> None:
-    """Raises: ConfigError when the recipe asks for what cannot be had with privacy."""
-    if privacy.mode is PrivacyMode.none:
-        raise ConfigError("privacy.mode is none; training with privacy needs dp_adapters or dp_full")
-    for organ in organs:
-        if recipe.organs[organ].spacing is Spacing.native:
-            raise ConfigError(
-                f"organs.{organ}.spacing=native cannot be had with privacy, which needs equally many voxels and tokens for "
-                "every subject; set it to resample and prepare the store again"
-            )
-    if recipe.pretrain.sampler is not Sampler.subjects:
-        raise ConfigError(
-            f"pretrain.sampler={recipe.pretrain.sampler.value} draws subjects by the organs that others have; with privacy each "
-            "is drawn by a coin of its own: set it to subjects"
-        )
 
 
 def recipe_losses(recipe: Recipe) -> Losses:

@@ -1,4 +1,4 @@
-"""One optimisation step: what the teacher sees, what is hidden from the student, and the loss between them.
+"""One optimisation step: what the teacher sees, what is hidden from the student, and the feature loss between them.
 
 The teacher sees all present organs, unmasked; `local_round` shows it the crop as it is, and the student an augmented copy.
 Its subject-token attention decides which organs the student does not get (Saliency-Guided Masking); in the organs that stay,
@@ -7,6 +7,7 @@ patches are hidden. Two terms, each a mean over a subject's own organs and then 
     student saw: it saw them augmented and the teacher did not, so it learns to look through noise and contrast;
 (b) the teacher's token of a masked organ, predicted from the student's subject token and the organ's query. Where nothing is
     masked, the organs that the student saw are predicted, so that the subject token always learns to read them.
+The other objectives (`prototype_step`, `pixel_step`) take the same views and masks, and the same means.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from panfm.config import LossWeights, OrganGrid, OrganMaskConfig, PatchMaskConfig
 from panfm.data.dataset import Batch
 from panfm.models.pan_organ import Features, PanOrganModel
+from panfm.models.patch_embed import Volumes
 from panfm.pretrain.feature_loss import feature_loss, normalised
 from panfm.pretrain.organ_mask import draw_organ_masks
 from panfm.pretrain.patch_mask import draw_patch_mask
@@ -39,16 +41,43 @@ class Masks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Centres:
+    """Means of the teacher's logits over one batch, fp32 [K] each."""
+
+    subject: Tensor
+    patch: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepLoss:
-    """The loss of one batch and what it is made of."""
+    """The loss of one batch and what it is made of; all before weighting but `total`."""
 
     total: Tensor
     patch: Tensor
-    """fp32 scalar, term (a) over hidden patches."""
+    """fp32 scalar, the objective's loss of hidden patches: features, term (a); prototypes, cross-entropy; pixels, error."""
     organ: Tensor | None
-    """fp32 scalar, term (b) over subjects with two organs or more; None where there is none."""
+    """fp32 scalar, or None where there is none: term (b) over subjects with two organs or more, of pixels if it has a weight;
+    of prototypes the cross-entropy of the subject token, over all subjects."""
+    organ_subjects: int
+    """Over how many subjects `organ` is a mean."""
     collapse: float
-    """`patch`, if each organ's targets of hidden patches in this batch were predicted by their mean."""
+    """What `patch` is when nothing is told apart: of features and pixels its value if each organ's targets of hidden patches in
+    this batch were predicted by their mean, of prototypes ln K."""
+    centres: Centres | None = None
+    """For `prototype_step.move_centres`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What is shown to the student, organ by organ: scans of masked organs are not there."""
+
+    places: dict[str, Tensor]
+    """int64 [v_o] among the organ's scans in the batch."""
+    scans: dict[str, Volumes]
+    rows: dict[str, Tensor]
+    """int64 [v_o], rows of the batch."""
+    patches: dict[str, Tensor]
+    """bool [v_o, T_o], True where a patch is hidden."""
 
 
 def patch_counts(grid: OrganGrid, patch: int) -> tuple[int, int, int]:
@@ -94,32 +123,39 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
         masks: what the student does not see of its batch; in a scan at least one patch is hidden and one is not.
         weights: of the terms; the metrics `patch`, `organ` and `collapse` are before weighting.
     """
-    visible, scans = _visible_scans(batch, masks.organs), batch.scans
-    features: Features = student(
-        {organ: scans[organ][keep] for organ, keep in visible.items()},
-        {organ: batch.rows[organ][keep] for organ, keep in visible.items()},
-        len(batch.subjects),
-        {organ: masks.patches[organ][keep] for organ, keep in visible.items()},
-    )
-    patch = _patch_term(student, batch, features, target, masks, visible)
-    organ, eligible = _organ_term(student, batch, features, target, masks.organs)
+    shown = shown_to_student(batch, masks)
+    features: Features = student(shown.scans, shown.rows, len(batch.subjects), shown.patches)
+    patch = _patch_term(student, features, target, shown, len(batch.subjects))
+    organ, eligible = organ_term(student, batch, features, target, masks.organs)
     total = weights.patch * patch.hidden + weights.seen * patch.seen
     if weights.organ > 0:  # a term without weight gives no gradient, so that weight decay leaves its predictor alone
         total = total + weights.organ * organ
     # Divided by the whole batch and not by those with two organs, so that no subject's gradient depends on another's organs.
     per_eligible = organ.detach() * len(batch.subjects) / eligible if eligible else None
-    return StepLoss(total=total, patch=patch.hidden.detach(), organ=per_eligible, collapse=float(patch.constant))
+    return StepLoss(
+        total=total,
+        patch=patch.hidden.detach(),
+        organ=per_eligible,
+        organ_subjects=eligible,
+        collapse=float(patch.constant),
+    )
 
 
-def _visible_scans(batch: Batch, organ_masks: Tensor) -> dict[str, Tensor]:
-    """organ -> int64 positions among its n_o scans that the student sees; organs without any are left out."""
-    visible: dict[str, Tensor] = {}
+def shown_to_student(batch: Batch, masks: Masks) -> Shown:
+    """The scans of a batch that the student gets, and which of their patches are hidden from it."""
+    places: dict[str, Tensor] = {}
     for organ, rows in batch.rows.items():
-        hidden = organ_masks[rows.cpu(), batch.organs.index(organ)]
+        hidden = masks.organs[rows.cpu(), batch.organs.index(organ)]
         keep = torch.nonzero(~hidden).flatten().to(rows.device)
         if keep.numel():
-            visible[organ] = keep
-    return visible
+            places[organ] = keep
+    scans = batch.scans
+    return Shown(
+        places=places,
+        scans={organ: scans[organ][keep] for organ, keep in places.items()},
+        rows={organ: batch.rows[organ][keep] for organ, keep in places.items()},
+        patches={organ: masks.patches[organ][keep] for organ, keep in places.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,28 +169,22 @@ class _PatchTerm:
 
 
 def _patch_term(
-    student: PanOrganModel,
-    batch: Batch,
-    features: Features,
-    target: Features,
-    masks: Masks,
-    visible: Mapping[str, Tensor],
+    student: PanOrganModel, features: Features, target: Features, shown: Shown, num_subjects: int
 ) -> _PatchTerm:
     scans: dict[str, dict[str, Tensor]] = {"hidden": {}, "seen": {}, "constant": {}}
-    for organ, keep in visible.items():
-        mask = masks.patches[organ][keep]
+    for organ, keep in shown.places.items():
+        mask = shown.patches[organ]
         wanted = normalised(target.patches[organ][keep])
         loss = feature_loss(student.heads.patch_predictor(features.patches[organ]), wanted)
         constant = feature_loss(wanted[mask].mean(0).expand_as(wanted), wanted)
         for name, per_patch, chosen in (("hidden", loss, mask), ("seen", loss, ~mask), ("constant", constant, mask)):
             scans[name][organ] = per_patch[chosen].reshape(len(keep), -1).mean(1)
-    rows = {organ: batch.rows[organ][keep] for organ, keep in visible.items()}
     return _PatchTerm(
-        **{name: _subject_means(losses, rows, len(batch.subjects)).mean() for name, losses in scans.items()}
+        **{name: subject_means(losses, shown.rows, num_subjects).mean() for name, losses in scans.items()}
     )
 
 
-def _organ_term(
+def organ_term(
     student: PanOrganModel, batch: Batch, features: Features, target: Features, organ_masks: Tensor
 ) -> tuple[Tensor, int]:
     """Term (b), summed over subjects with two organs or more and divided by B, and how many those are."""
@@ -171,14 +201,15 @@ def _organ_term(
             losses[organ] = feature_loss(predicted, normalised(target.organ[organ][chosen]))
     if not losses:
         return features.subject.new_zeros((), dtype=torch.float32), 0
-    return _subject_means(losses, rows, len(batch.subjects)).mean(), int(eligible.sum())
+    return subject_means(losses, rows, len(batch.subjects)).mean(), int(eligible.sum())
 
 
-def _subject_means(losses: Mapping[str, Tensor], rows: Mapping[str, Tensor], num_subjects: int) -> Tensor:
-    """Mean over each subject's own organs of the losses [n_o] of those organs; 0 for a subject with none; [B]."""
-    device = next(iter(losses.values())).device
-    total, count = torch.zeros(num_subjects, device=device), torch.zeros(num_subjects, device=device)
-    for organ, loss in losses.items():
-        total = total.index_add(0, rows[organ], loss)
-        count = count.index_add(0, rows[organ], torch.ones_like(loss))
-    return total / count.clamp(min=1)
+def subject_means(values: Mapping[str, Tensor], rows: Mapping[str, Tensor], num_subjects: int) -> Tensor:
+    """Mean over each subject's own organs of what those organs have, [n_o, ...] to [B, ...]; 0 for a subject with none."""
+    first = next(iter(values.values()))
+    total = torch.zeros(num_subjects, *first.shape[1:], device=first.device)
+    count = torch.zeros(num_subjects, device=first.device)
+    for organ, value in values.items():
+        total = total.index_add(0, rows[organ], value)
+        count = count.index_add(0, rows[organ], torch.ones(len(value), device=first.device))
+    return total / count.clamp(min=1).reshape(-1, *[1] * (first.ndim - 1))

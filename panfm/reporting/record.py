@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from panfm.errors import DataError
 
 SCHEMA = 1
+BUDGET_SPENT = "budget_spent"
+"""Code of a site's refusal when the round would pass the privacy budget of its policy; `SiteAnswered.reason` begins with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,21 @@ class SiteAnswered:
     """It was left out because its own training collapsed."""
     update_digest: str = ""
     """SHA-256 of the update as it came, which the coordinator keeps on disk until the round is done; empty unless accepted."""
+    epsilon: float | None = None
+    """With privacy: what a subject of the site has lost with this answer in all runs, as its own ledger says; null where it keeps
+    no budget. It is spent also where the answer did not count."""
+    epsilon_delta: float | None = None
+    """The delta at which epsilon and epsilon_budget hold."""
+    epsilon_budget: float | None = None
+    """The epsilon above which the site's policy refuses."""
+    ledger_head: str = ""
+    """Head of the site's privacy ledger with this answer in it, as DIGEST:LENGTH: sent back to the site in later tasks, so that a
+    ledger that was put back to an older copy is found."""
+
+    @property
+    def is_budget_spent(self) -> bool:
+        """The site refused because the round would have passed its privacy budget."""
+        return self.outcome == "refused" and self.reason.partition(":")[0] == BUDGET_SPENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from panfm.reporting.history import (
 from panfm.reporting.page import write_page
 from panfm.reporting.probes import probe_rows
 from panfm.reporting.record import ModelEvaluated
+from panfm.reporting.spending import privacy_facts, spending_by_round, spending_figure, spending_table
 from panfm.reporting.svg import house_style, inline_svg
 
 
@@ -93,6 +94,7 @@ def page_values(history: RunHistory, links: dict[str, str]) -> dict[str, object]
         "troubles": tables.trouble_table(site_troubles(history), "site"),
         "unreported": tables.unreported_table(evaluation_troubles(history)),
         "unchanged": tables.trouble_table(unchanged_groups(history), "group"),
+        "privacy_facts": privacy_facts(history),
         "probes": probes(history),
         "model_evaluations": model_evaluations(history),
         "tables": report_tables(history, links),
@@ -215,6 +217,8 @@ def report_tables(history: RunHistory, links: dict[str, str]) -> dict[str, objec
         "cost": tables.cost_table(history),
         "rounds": tables.round_matrices(history),
         "parameters": tables.parameter_table(history),
+        "spending": spending_table(history),
+        "spending_by_round": spending_by_round(history),
     }
 
 
@@ -235,6 +239,7 @@ def report_figures(history: RunHistory) -> dict[str, Markup]:
         "weights": figures.weights_figure(history),
         "movement": figures.movement_figure(history),
         "cost": figures.cost_figure(history),
+        "spending": spending_figure(history),
     }
 
 

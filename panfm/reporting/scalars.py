@@ -1,7 +1,7 @@
 """The numbers of a record's events as named curves over rounds: what other tools draw (TensorBoard, MLflow).
 
-A name has two parts, what and who: `loss/<site>`, `share_brain/<site>`, `delta_norm/<group>`, `evaluation/relative_loss`.
-Held-out figures of a site begin with `held_out_`. What is no finite number is left out.
+A name has two parts, what and who: `loss/<site>`, `share_brain/<site>`, `epsilon/<site>`, `delta_norm/<group>`,
+`evaluation/relative_loss`. Held-out figures of a site begin with `held_out_`. What is no finite number is left out.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -53,6 +53,7 @@ def round_of(event: Event) -> int | None:
 def _numbers(event: Event) -> Iterator[tuple[str, object]]:
     if isinstance(event, SiteAnswered):
         yield from _cost(event, "")
+        yield f"epsilon/{event.site}", event.epsilon
         if event.outcome == ACCEPTED:
             yield f"subjects/{event.site}", event.num_subjects
             yield from _metrics(event.metrics, event.site, "")

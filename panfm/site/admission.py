@@ -14,7 +14,7 @@ from datetime import datetime
 from panfm import recipes
 from panfm.config import Recipe
 from panfm.errors import ConfigError
-from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, ParcelRequest, Signed, Task, TaskParcel
+from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, ParcelRequest, Signed, SiteUpdate, Task, TaskParcel
 from panfm.signing import is_signed_by
 from panfm.site.policy import Policy, PrivacyMode, Public, TaskKind, numbers_of, within_hours
 from panfm.site.refusals import reason_of
@@ -39,7 +39,8 @@ class SiteFacts:
     rounds_answered: int
     """Tasks of any run that it answered by training in the 24 hours before; for an evaluation, by evaluating."""
     spent_epsilon: float | None
-    """Privacy loss spent so far, at the policy's delta; None while the site keeps no ledger."""
+    """Privacy loss spent so far, at the policy's delta, by those of its subjects who have lost most; None where the policy has
+    no budget or nothing was ever charged."""
     free_memory_gib: float | None
     """Free memory of the device that the policy names; None where that is not known."""
 
@@ -102,14 +103,19 @@ def admit(task: Task, policy: Policy, facts: SiteFacts) -> Admitted | Repeated |
     )
 
 
-def admit_parcel(asked: TaskParcel | ParcelRequest, policy: Policy) -> Refused | None:
-    """What speaks against keeping a parcel of a task, or handing out one of an answer; None when nothing does."""
+def admit_parcel(
+    asked: TaskParcel | ParcelRequest, policy: Policy, answered: SiteUpdate | None = None
+) -> Refused | None:
+    """What speaks against keeping a parcel of a task, or handing out one of an answer; None when nothing does.
+
+    Args:
+        answered: the answer of which a parcel is asked for, if there is one.
+    """
     if (code := _misdirected(asked, asked.digest(), policy)) is not None:
         return Refused(code=code)
-    if isinstance(asked, ParcelRequest) and policy.privacy.mode is PrivacyMode.dp:
-        return Refused(code="privacy")
-    if isinstance(asked, ParcelRequest) and Public.updates not in policy.public:
-        return Refused(code="updates_not_public")
+    is_charged = answered is not None and answered.privacy is not None
+    if isinstance(asked, ParcelRequest) and not is_charged and (code := _against_release(policy)) is not None:
+        return Refused(code=code)
     return None
 
 
@@ -138,18 +144,36 @@ def _recipe_of(task: Task) -> Recipe | None:
         return None
 
 
+def _against_release(policy: Policy) -> str | None:
+    """The code of what speaks against an update without noise, or with noise that is charged to nobody."""
+    if policy.privacy.mode is PrivacyMode.dp:
+        return "privacy"
+    return None if Public.updates in policy.public else "updates_not_public"
+
+
 def _against_what_is_asked(task: Task, recipe: Recipe, policy: Policy, facts: SiteFacts) -> Refused | None:
     """The kind of task, and what would become of its answer."""
     if isinstance(task, EvaluateTask):
         return _against_evaluation(policy, facts)
     if TaskKind.pretrain not in policy.tasks:
         return Refused(code="task_not_allowed", note=f"{type(task).__name__} needs `pretrain` among the policy's tasks")
-    demand = policy.privacy
-    if demand.mode is PrivacyMode.dp:
-        spent = facts.spent_epsilon is not None and facts.spent_epsilon >= (demand.epsilon or 0.0)
-        return Refused(code="budget_spent" if spent else "privacy", note=f"recipe {recipe.recipe!r:.80}")
-    if Public.updates not in policy.public:
-        return Refused(code="updates_not_public", note="privacy.mode none needs `updates` among what is public")
+    if recipe.privacy.is_on:
+        return _against_noise(policy, facts)
+    if (code := _against_release(policy)) is not None:
+        return Refused(code=code, note=f"recipe {recipe.recipe!r:.80} has privacy.mode none")
+    return None
+
+
+def _against_noise(policy: Policy, facts: SiteFacts) -> Refused | None:
+    """Noise is charged to a budget; where there is none, it is as if there were no noise.
+
+    Whether this round still fits is for the ledger to say, when all else is settled; here it is only seen that nothing is left.
+    """
+    budget = policy.privacy.budget
+    if budget is None:
+        return None if Public.updates in policy.public else Refused(code="no_budget")
+    if facts.spent_epsilon is not None and facts.spent_epsilon >= budget.epsilon:
+        return Refused(code="budget_spent", note=f"spent: {facts.spent_epsilon:.4g} of {budget.epsilon:g}")
     return None
 
 
@@ -173,6 +197,10 @@ def _against_the_recipe(recipe: Recipe, policy: Policy) -> Refused | None:
         return Refused(code="recipe_not_approved", note=f"this one is {digest}")
     numbers = numbers_of(recipe)
     for name, bounds in sorted(policy.bounds.items()):
+        if name.startswith("privacy.") and not recipe.privacy.is_on:
+            return Refused(
+                code="recipe_out_of_bounds", setting=name, note=f"with privacy.mode none {name} says nothing"
+            )
         if not bounds.hold(numbers[name]):
             return Refused(code="recipe_out_of_bounds", setting=name, note=f"{name} is {numbers[name]}")
     if recipe.federation.min_sites_per_group < policy.min_sites_per_group:

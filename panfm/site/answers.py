@@ -87,6 +87,10 @@ class AnswerStore:
         except (OSError, ValueError, ProtocolError) as error:
             raise DataError(_DAMAGED) from error
 
+    def find(self, run: str, round_number: int) -> SiteUpdate | None:
+        """The stored answer, if there is one. Raises: DataError when it is damaged."""
+        return self.read(run, round_number) if self.digest(run, round_number) is not None else None
+
     def is_whole(self, run: str, round_number: int) -> bool:
         """Whether the stored answer still has its parcels."""
         answer = self.read(run, round_number)
@@ -101,9 +105,9 @@ class AnswerStore:
 
         Raises: DataError when it is damaged.
         """
-        if self.digest(run, round_number) is None:
+        answer = self.find(run, round_number)
+        if answer is None:
             return None
-        answer = self.read(run, round_number)
         named = (
             _read_parcel(path, label)
             for number, label in enumerate(answer.parcels)

@@ -4,8 +4,12 @@
 it returns can be put into a message (`client.messages.encode_reply` takes nothing else). Nothing is trusted for having been made
 here: names and shapes must be those of the task, numbers are finite and rounded, words come from `panfm.site.refusals`.
 
-What it cannot do: tell an honest delta from one in which approved code has hidden a scan. That is why a site runs only code
-that it approved, and why an update without noise must be declared public (deploy/guides/threat_model.md).
+An update without noise must be declared public. One with noise leaves when the site's ledger has a charge for it, or when it
+could have left without; and then with what is public and nothing else: every parameter that the recipe trains at this site and
+no other, nominal counts, no metrics.
+
+What it cannot do: tell an honest delta from one in which approved code has hidden a scan, or one with noise from one without.
+That is why a site runs only code that it approved (deploy/guides/threat_model.md).
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -23,8 +27,10 @@ from torch import Tensor
 
 import panfm
 from panfm import recipes
+from panfm.config import Recipe
 from panfm.errors import AuditError, CheckpointError, ConfigError, DataError, ProtocolError, RunError
-from panfm.groups import SHARED_GROUPS, group_of
+from panfm.groups import SHARED_GROUPS, group_of, keep_groups
+from panfm.pretrain.private_scope import trained_names
 from panfm.protocol import (
     PROTOCOL_VERSION,
     SPACINGS,
@@ -35,6 +41,7 @@ from panfm.protocol import (
     JoinAnswer,
     ParcelKept,
     ParcelRequest,
+    PrivacySpent,
     Refusal,
     Signed,
     SiteReport,
@@ -110,12 +117,19 @@ class Released:
         return replace(self, answer=replace(self.answer, audit_head=audit_head))
 
 
-def release(answer: Answer, policy: Policy, asked: Signed | None, parcels: Sequence[Parcel] = ()) -> Released:
+def release(
+    answer: Answer,
+    policy: Policy,
+    asked: Signed | None,
+    parcels: Sequence[Parcel] = (),
+    answered: SiteUpdate | None = None,
+) -> Released:
     """What of an answer may leave.
 
     Args:
         asked: the task or question that it answers; None where the site was asked who it is.
         parcels: of an update all, in order: its tensors are what they hold. Of an `AnswerParcel` that one.
+        answered: the stored update of which an `AnswerParcel` is.
     Raises: EgressError when something in it may not leave and cannot be left out; its words are the site's own.
     """
     if isinstance(answer, Refusal):
@@ -125,7 +139,7 @@ def release(answer: Answer, policy: Policy, asked: Signed | None, parcels: Seque
     if isinstance(answer, SiteReport):
         return Released(answer=_site_report(answer, policy, asked))
     if isinstance(answer, ParcelKept | AnswerParcel):
-        return _about_a_parcel(answer, policy, asked, parcels)
+        return _about_a_parcel(answer, policy, asked, parcels, answered)
     if not isinstance(asked, TrainTask):
         raise EgressError("an update that answers no task of training")
     return Released(answer=_site_update(answer, policy, asked, parcels), parcel=parcels[0])
@@ -181,7 +195,11 @@ def _join_answer(answer: JoinAnswer, policy: Policy) -> JoinAnswer:
 
 
 def _about_a_parcel(
-    answer: ParcelKept | AnswerParcel, policy: Policy, asked: Signed | None, parcels: Sequence[Parcel]
+    answer: ParcelKept | AnswerParcel,
+    policy: Policy,
+    asked: Signed | None,
+    parcels: Sequence[Parcel],
+    answered: SiteUpdate | None,
 ) -> Released:
     """Word that a parcel is kept, or a further parcel of an update.
 
@@ -194,9 +212,10 @@ def _about_a_parcel(
     _require(answer.sha256 == asked.sha256, "another parcel than asked for")
     if isinstance(answer, ParcelKept):
         return Released(answer=answer)
-    _check_public(policy)
     (parcel,) = parcels
     _require(parcel.sha256 == asked.sha256, "another parcel than asked for")
+    is_its_own = answered is not None and parcel.label in answered.parcels
+    _check_may_leave(answered.privacy if answered is not None and is_its_own else None, policy)
     for piece in pieces(unpack(parcel)):
         _check_group(piece.name.removesuffix(SCALES), policy)
     return Released(answer=answer, parcel=parcel)
@@ -206,20 +225,38 @@ def _site_update(answer: SiteUpdate, policy: Policy, asked: TrainTask, parcels: 
     _check_address(answer, policy, asked)
     _require(answer.task_digest == asked.digest(), "an answer to another task than asked")
     _require(answer.audit_head == "", "words where the head of the audit log is to come")
-    _check_public(policy)
+    _check_may_leave(answer.privacy, policy)
     labels = tuple(parcel.label for parcel in parcels)
     _require(bool(labels) and answer.parcels == labels, "an update that names other parcels than it has")
-    _check_tensors(unpack_tensors(parcels), asked.student, policy)
+    deltas, recipe = unpack_tensors(parcels), recipes.recipe_from_yaml(asked.recipe)
+    _check_tensors(deltas, asked.student, policy)
     answer = replace(answer, deltas={})
     _check_counts(answer.organ_subjects, policy.organs)
     _require(type(answer.num_subjects) is int and answer.num_subjects >= 1, "a number of subjects below 1")
     _require(type(answer.num_steps) is int and answer.num_steps >= 1, "a number of steps below 1")
+    if recipe.privacy.is_on:
+        _check_noised(answer, deltas, asked, recipe)
+        return _with_nominal_counts(replace(answer, metrics=None), policy)
+    _require(answer.privacy is None, "word of a charge for a recipe without privacy")
     metrics = _metrics(answer.metrics, policy) if Public.metrics in policy.public else None
-    if Public.counts in policy.public:
-        return replace(answer, metrics=metrics)
+    answer = replace(answer, metrics=metrics)
+    return answer if Public.counts in policy.public else _with_nominal_counts(answer, policy)
+
+
+def _with_nominal_counts(answer: SiteUpdate, policy: Policy) -> SiteUpdate:
     nominal = policy.nominal_subjects
     trained = {organ: nominal if number else 0 for organ, number in answer.organ_subjects.items()}
-    return replace(answer, metrics=metrics, num_subjects=nominal, organ_subjects=trained)
+    return replace(answer, num_subjects=nominal, organ_subjects=trained)
+
+
+def _check_noised(answer: SiteUpdate, deltas: Collection[str], asked: TrainTask, recipe: Recipe) -> None:
+    """That all of an answer but its numbers follows from the task and from the organs that the site declares."""
+    organs = tuple(answer.organ_subjects)
+    _require(all(answer.organ_subjects.values()), "an organ of nobody, which would tell who has it")
+    sent = keep_groups(asked.student, (*SHARED_GROUPS, *organs))
+    names = trained_names(sent, recipe.privacy.mode, recipe, organs)
+    _require(sorted(deltas) == names, "other tensors than those that the recipe trains at this site")
+    _require(answer.num_steps == recipe.pretrain.steps_per_round, "another number of steps than the recipe's")
 
 
 def _site_report(answer: SiteReport, policy: Policy, asked: Signed | None) -> SiteReport:
@@ -239,11 +276,18 @@ def _site_report(answer: SiteReport, policy: Policy, asked: Signed | None) -> Si
     return replace(answer, metrics=metrics, num_subjects=nominal, organ_subjects=held_out)
 
 
-def _check_public(policy: Policy) -> None:
-    _require(
-        policy.privacy.mode is PrivacyMode.none and Public.updates in policy.public,
-        "an update without noise, which the policy does not declare public",
-    )
+def _check_may_leave(charged: PrivacySpent | None, policy: Policy) -> None:
+    """An update with a charge may; one without must be declared public."""
+    if charged is None:
+        _require(
+            policy.privacy.mode is PrivacyMode.none and Public.updates in policy.public,
+            "an update without noise, or without a charge, which the policy does not declare public",
+        )
+        return
+    numbers = (charged.epsilon, charged.delta, charged.budget)
+    _require(all(math.isfinite(number) and number >= 0 for number in numbers), "a charge that is no number")
+    _require(charged.epsilon <= charged.budget, "a charge above its budget")
+    _require(_HEAD.fullmatch(charged.ledger_head) is not None, "a head of the privacy ledger that is none")
 
 
 def _check_group(name: str, policy: Policy) -> None:

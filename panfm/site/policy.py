@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 from panfm.config import Recipe
 from panfm.errors import ConfigError
 from panfm.organs import check_organ_names
+from panfm.privacy.accounting import Budget
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
@@ -43,7 +44,7 @@ class TaskKind(Enum):
 
 
 class PrivacyMode(Enum):
-    """What must happen to an update before it may leave."""
+    """What must happen to an update before it may leave; not to be confused with a recipe's `privacy.mode`."""
 
     none = "none"
     dp = "dp"
@@ -91,23 +92,31 @@ class PrivacyDemand:
     """What the site demands for its subjects."""
 
     mode: PrivacyMode
-    """none: updates leave as they are, if declared public. dp: only noised ones; a recipe without privacy is refused."""
+    """none: updates without noise leave, too, if declared public. dp: only noised and charged ones; a recipe without privacy is
+    refused."""
     epsilon: float | None = None
-    """dp: largest privacy loss of a subject over everything that the site ever answers (dimensionless)."""
+    """Largest privacy loss of a subject over everything that the site ever answers with noise (dimensionless). With mode none it
+    may be left out: then noise that a recipe adds is charged to nobody, and its updates need `updates` among what is public."""
     delta: float | None = None
-    """dp: chance that this bound fails; keep it well below 1 / subjects."""
+    """Chance that this bound fails; keep it well below 1 / subjects. It stands where epsilon stands."""
 
     def __post_init__(self) -> None:
-        if self.mode is PrivacyMode.none:
-            _require(self.epsilon is None, "privacy.epsilon", "says nothing with mode none; remove it, or use mode dp")
-            _require(self.delta is None, "privacy.delta", "says nothing with mode none; remove it, or use mode dp")
+        if self.mode is PrivacyMode.none and self.epsilon is None and self.delta is None:
             return
+        needed = " with mode dp" if self.mode is PrivacyMode.dp else ", as the other of epsilon and delta is given"
         for name, value, largest in (("epsilon", self.epsilon, 10.0), ("delta", self.delta, 1e-3)):
             _require(
                 value is not None and 0 < value <= largest,
                 f"privacy.{name}",
-                f"must be above 0 and at most {largest:g} with mode dp, got {value}",
+                f"must be above 0 and at most {largest:g}{needed}, got {value}",
             )
+
+    @property
+    def budget(self) -> Budget | None:
+        """What noised answers are charged to; None where nothing is charged."""
+        if self.epsilon is None or self.delta is None:
+            return None
+        return Budget(epsilon=self.epsilon, delta=self.delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

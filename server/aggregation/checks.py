@@ -10,18 +10,21 @@ they name parameters, groups and fields, and hold no count of subjects, no metri
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 
 import torch
 
 from panfm.groups import SHARED_GROUPS, group_of
-from panfm.protocol import SiteUpdate, TrainMetrics
+from panfm.protocol import PrivacySpent, SiteUpdate, TrainMetrics
 from server.aggregation.norm_bounds import squared_norm
 from server.aggregation.votes import Deltas
 
 Expected = Mapping[str, torch.Size]
 """Parameter name -> shape, of everything that the site was sent."""
+_HEAD = re.compile(r"[0-9a-f]{64}:[1-9][0-9]{0,14}")
+"""DIGEST:LENGTH of a log that holds something."""
 
 
 def check_update(
@@ -36,6 +39,7 @@ def check_update(
     organs: Collection[str],
     max_delta_norm: float,
     max_steps: int,
+    private_names: Collection[str] | None = None,
 ) -> str | None:
     """Why this update must be left out, or None when it may count.
 
@@ -47,15 +51,18 @@ def check_update(
         organs: organs that the site declared when it joined.
         max_delta_norm: largest L2 norm of the delta of one group.
         max_steps: most optimiser steps that the recipe allows in a round.
+        private_names: with privacy, the parameters that the site must send, no more and no fewer: what a site sends must not
+            depend on its subjects. None: without, whole groups, as many as it trained.
     Returns: None, or one line that names what came; see above for what it may not hold.
     """
     # In this order: a tensor is measured only after its name and shape are known to be right.
     return (
         _check_address(update, run, round, site, task_digest)
-        or _check_names(deltas, expected)
+        or _check_names(deltas, expected, private_names)
         or _check_shapes(deltas, expected)
         or _check_counts(update, deltas, organs, max_steps)
         or _check_metrics(update)
+        or _check_privacy(update, private_names is not None, max_steps)
         or _check_values(deltas, max_delta_norm)
     )
 
@@ -68,17 +75,26 @@ def _check_address(update: SiteUpdate, run: str, round: int, site: str, task_dig
     return None
 
 
-def _check_names(deltas: Deltas, expected: Expected) -> str | None:
+def _check_names(deltas: Deltas, expected: Expected, private_names: Collection[str] | None) -> str | None:
     sent = set(deltas.names())
     if not sent:
         return "holds no tensor; a site that trained nothing should refuse instead"
     unknown = sorted(sent - expected.keys())
     if unknown:
         return f"holds tensor {_short(unknown[0])}, which the site was not sent ({len(unknown)} such)"
+    if private_names is not None:
+        return _check_private_names(sent, private_names)
     groups = {group_of(name) for name in sent}
     missing = sorted(name for name in expected if group_of(name) in groups and name not in sent)
     if missing:
         return f"group {group_of(missing[0])} is incomplete: lacks {_short(missing[0])} ({len(missing)} such)"
+    return None
+
+
+def _check_private_names(sent: Collection[str], private_names: Collection[str]) -> str | None:
+    if wrong := sorted({*sent} ^ {*private_names}):
+        what = "holds" if wrong[0] in sent else "lacks"
+        return f"{what} tensor {_short(wrong[0])}, against what privacy.mode trains there ({len(wrong)} such)"
     return None
 
 
@@ -111,6 +127,26 @@ def _check_metrics(update: SiteUpdate) -> str | None:
     for name, value in _numbers(update.metrics) if update.metrics else ():
         if not math.isfinite(value):
             return f"metric {_short(name)} is not finite"
+    return None
+
+
+def _check_privacy(update: SiteUpdate, is_private: bool, steps: int) -> str | None:
+    """With privacy a site does the recipe's steps whatever its samples hold, and tells nothing that was not paid for."""
+    if not is_private:
+        return None if update.privacy is None else "tells what privacy cost, and the recipe has none"
+    if update.num_steps != steps:
+        return f"did {update.num_steps} steps, expected {steps}: with privacy every step counts, those without a subject too"
+    if update.metrics is not None:
+        return "tells metrics, for which privacy pays nothing; the site runs other code"
+    return check_spent(update.privacy) if update.privacy else None  # a policy may set no budget
+
+
+def check_spent(spent: PrivacySpent) -> str | None:
+    """Why what a site tells of its ledger cannot be, or None when it can."""
+    if not (0 < spent.epsilon <= spent.budget < math.inf and 0 < spent.delta < 1):
+        return "tells an epsilon that is not within its own budget, or a delta that is none"
+    if _HEAD.fullmatch(spent.ledger_head) is None:
+        return f"tells {_short(spent.ledger_head)} as the head of its ledger, expected DIGEST:LENGTH"
     return None
 
 

@@ -1,8 +1,9 @@
 """A round's accepted answers become the next model, group by group: mean of deltas, server step, server teacher.
 
 A group that nobody trained, or that too few sites trained, stays the very tensors that it was: student, teacher and what
-the server's optimiser remembers of it. Everything is done block by block, so that beside the next model itself no more
-memory is needed than a few blocks, however many sites answered.
+the server's optimiser remembers of it. So does each parameter that no voter of its group sent (`sections`). Everything is
+done block by block, so that beside the next model itself no more memory is needed than a few blocks, however many sites
+answered.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from panfm.config import FederationConfig, GroupMean, ServerStepConfig
-from panfm.groups import SHARED_GROUPS, group_of, split_by_group
+from panfm.groups import SHARED_GROUPS, split_by_group
 from panfm.update import Tensors
 from server.aggregation.norm_bounds import bounded, delta_norm
-from server.aggregation.organ_mean import Ballot, Space, ballot, common_names, mean_block, mean_of
+from server.aggregation.organ_mean import Ballot, Space, ballot, mean_block, mean_of
+from server.aggregation.sections import Section, sections
 from server.aggregation.server_step import MOMENTS, direction, follow, group_log_momentum, start_of, stepped
 from server.aggregation.state import ServerState
 from server.aggregation.votes import Vote, names_of, spans
@@ -37,13 +39,15 @@ class RoundResult:
     state: ServerState
     """For the next round, and for the checkpoint."""
     weights: dict[str, dict[str, float]]
-    """group -> site -> weight; only groups that changed, each summing to 1. A robust mean counts every voter the same."""
+    """group -> site -> weight; only groups that changed, each summing to 1. A robust mean counts every voter the same. Where not
+    every voter sent a parameter, those who did have its weights among themselves."""
     unchanged: dict[str, str]
     """group -> why it stayed bit for bit as it was; one line for people."""
     delta_norm: dict[str, float]
     """group -> L2 norm of the mean delta; only groups that changed."""
     means: dict[str, GroupMean]
-    """group -> the mean that its number of voters allowed; only groups that changed."""
+    """group -> the mean that its number of voters allowed; only groups that changed. The plain one where it was that of any of
+    the group's parameters."""
     shortened: dict[str, dict[str, float]]
     """group -> site -> what its delta was multiplied with, below 1; only where a norm bound did something."""
 
@@ -76,10 +80,13 @@ def aggregate_round(
     coming = _Coming(student, teacher, state, in_place)
     for group in split_by_group(student):
         voting = voters(group, votes)
-        if (reason := _why_unchanged(group, len(voting), config)) is not None:
+        parts = sections(group, voting, student)
+        if (reason := _why_unchanged(group, max((len(part.voting) for part in parts), default=0), config)) is not None:
             coming.unchanged[group] = reason
         else:
-            coming.move(group, voting, config, log_momentum_of)
+            coming.move(
+                group, voting, [part for part in parts if _is_moved(group, part, config)], config, log_momentum_of
+            )
     return coming.result()
 
 
@@ -97,17 +104,23 @@ class _Coming:
         self.unchanged: dict[str, str] = {}
 
     def move(
-        self, group: str, voting: Sequence[Vote], config: FederationConfig, log_momentum_of: Callable[[int], float]
+        self,
+        group: str,
+        voting: Sequence[Vote],
+        parts: Sequence[Section],
+        config: FederationConfig,
+        log_momentum_of: Callable[[int], float],
     ) -> None:
         """One group, by its voters."""
-        mean = mean_of(len(voting), config.robust)
-        weights = group_weights(group, voting, config) if mean is GroupMean.mean else _equal(voting)
-        votes = ballot(voting, weights, self._scales(group, voting, weights, config), config.robust)
-        names = common_names(group, votes)
-        _check_names(group, names, self._student)
-        log_momentum = group_log_momentum([vote.num_steps for vote in voting], log_momentum_of)
-        squares = [self._move_parameter(name, votes, config.server, log_momentum) for name in names]
-        self._weights[group], self._means[group] = weights, mean
+        weights = _weights(group, voting, config)
+        scales = self._scales(group, voting, weights, config)
+        squares: list[float] = []
+        for part in parts:
+            votes = ballot(part.voting, _weights(group, part.voting, config), scales, config.robust)
+            log_momentum = group_log_momentum([vote.num_steps for vote in part.voting], log_momentum_of)
+            squares += [self._move_parameter(name, votes, config.server, log_momentum) for name in part.names]
+        self._weights[group] = weights
+        self._means[group] = mean_of(min(len(part.voting) for part in parts), config.robust)
         self._delta_norm[group] = math.sqrt(math.fsum(squares))
 
     def _scales(
@@ -180,8 +193,15 @@ def _next_blocks(
     return [student, follow(old[1], student, log_momentum), *moments]
 
 
-def _equal(voting: Sequence[Vote]) -> dict[str, float]:
+def _weights(group: str, voting: Sequence[Vote], config: FederationConfig) -> dict[str, float]:
+    """Site -> weight in the mean that so many voters get."""
+    if mean_of(len(voting), config.robust) is GroupMean.mean:
+        return group_weights(group, voting, config)
     return {vote.site: 1 / len(voting) for vote in voting}
+
+
+def _is_moved(group: str, part: Section, config: FederationConfig) -> bool:
+    return _why_unchanged(group, len(part.voting), config) is None
 
 
 def _why_unchanged(group: str, num_voters: int, config: FederationConfig) -> str | None:
@@ -198,8 +218,3 @@ def _check_fit(student: Tensors, teacher: Tensors, votes: Sequence[Vote]) -> Non
     sites = [vote.site for vote in votes]
     if len(set(sites)) != len(sites):
         raise ValueError(f"one update a site and round, got {sorted(sites)}; leave out the repeated one")
-
-
-def _check_names(group: str, names: Sequence[str], student: Tensors) -> None:
-    if names != (own := sorted(name for name in student if group_of(name) == group)):
-        raise ValueError(f"one group, two sets of names; first differences: {sorted({*names} ^ {*own})[:3]}")

@@ -103,7 +103,7 @@ def test_recipe_without_privacy(study: SmallStudy) -> None:
     assert _answer(study, our_app, again) == _refusal(again, "privacy")
 
 
-@pytest.mark.parametrize("line", ["privacy: {mode: none}", "pretrain: {privacy: off}", "dp: false"])
+@pytest.mark.parametrize("line", ["privacy: {epsilon: 100.0}", "pretrain: {privacy: off}", "dp: false"])
 def test_recipe_that_brings_a_switch_of_its_own(study: SmallStudy, line: str) -> None:
     """There is no such switch to find: a name that is none of a recipe's is a refusal, not a default."""
     honest = signed_task(study, SITE)

@@ -138,6 +138,11 @@ def copy_study(template: Path, folder: Path) -> SmallStudy:
     shutil.copytree(template / "hospitals", folder / "hospitals", ignore=shutil.ignore_patterns("scans"))
     (folder / "runs").mkdir()
     shutil.copy(template / "coordinator.key", folder / "runs" / "coordinator.key")
+    return study_in(folder)
+
+
+def study_in(folder: Path) -> SmallStudy:
+    """The study that was copied into a folder."""
     hospitals = {path.name: path for path in sorted((folder / "hospitals").iterdir())}
     return SmallStudy(runs=folder / "runs", config=replace(_smoke(), name="small"), hospitals=hospitals)
 

@@ -25,6 +25,7 @@ from panfm.protocol import (
     ParcelKept,
     ParcelLabel,
     ParcelRequest,
+    PrivacySpent,
     Refusal,
     SiteReport,
     SiteUpdate,
@@ -94,6 +95,7 @@ metrics = st.builds(
     spread=per_organ,
     seconds=numbers,
 )
+spent = st.builds(PrivacySpent, epsilon=numbers, delta=numbers, budget=numbers, ledger_head=words)
 updates = st.builds(
     SiteUpdate,
     run=words,
@@ -105,6 +107,7 @@ updates = st.builds(
     organ_subjects=organ_counts,
     num_steps=counts,
     metrics=st.none() | metrics,
+    privacy=st.none() | spent,
     parcels=labels,
 )
 evaluate_tasks = st.builds(
@@ -324,6 +327,16 @@ def _update() -> SiteUpdate:
     )
 
 
+@given(update=updates, told=spent, value=json_values.filter(lambda value: value is not None))
+def test_what_is_spent_is_told_whole_or_not_at_all(update: SiteUpdate, told: PrivacySpent, value: object) -> None:
+    envelope = to_envelope(replace(update, privacy=told))
+    header = json.loads(envelope.header)
+    short = {name: number for name, number in header["privacy"].items() if name != "delta"}
+    for wrong in (value, {**header["privacy"], "epsilon": str(value)}, {**header["privacy"], "age": 71.0}, short):
+        with pytest.raises(ProtocolError, match="malformed site_update"):
+            from_envelope(replace(envelope, header=json.dumps({**header, "privacy": wrong})))
+
+
 @pytest.mark.parametrize(
     "label",
     [
@@ -380,6 +393,7 @@ def test_a_tasks_digest_covers_all_but_the_signature() -> None:
         {"student": {"trunk.v": torch.ones(2)}},
         {"student": {}},
         {"voted": {"trunk": 1}},
+        {"ledger_witness": "ab" * 32 + ":7"},
     ]
     assert len({_task(**values).digest() for values in changed}) == len(changed)
     assert {f.name for f in fields(TrainTask)} - {name for values in changed for name in values} == {

@@ -35,7 +35,7 @@ def test_each_recipe_composes_and_survives_yaml(name: str) -> None:
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:
-    assert {"demo", "real", "smoke"} <= set(recipes.recipe_names())
+    assert {"demo", "public_start", "real", "smoke"} <= set(recipes.recipe_names())
 
 
 def test_overrides_reach_their_settings() -> None:

@@ -22,9 +22,13 @@ def finished(number: int, votes: Mapping[str, Iterable[str]] | None = None) -> R
     )
 
 
-def answered(number: int, site: str, outcome: str = ACCEPTED, seconds: float = 1.0) -> SiteAnswered:
+def answered(
+    number: int, site: str, outcome: str = ACCEPTED, seconds: float = 1.0, *, reason: str = "", ledger_head: str = ""
+) -> SiteAnswered:
     """What became of one task."""
-    return SiteAnswered(round=number, site=site, outcome=outcome, seconds=seconds)
+    return SiteAnswered(
+        round=number, site=site, outcome=outcome, seconds=seconds, reason=reason, ledger_head=ledger_head
+    )
 
 
 def a_round(

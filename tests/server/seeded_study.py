@@ -7,6 +7,7 @@ differ anywhere end with different models.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,12 +28,15 @@ from client.messages import decode_task
 from panfm import recipes
 from panfm.config import Encoding, RunConfig
 from panfm.groups import SHARED_GROUPS, split_by_group
+from panfm.pretrain.private_scope import trained_names
 from panfm.protocol import (
     PROTOCOL_VERSION,
     Answer,
     EvaluateTask,
     EvaluationMetrics,
     JoinAnswer,
+    PrivacySpent,
+    Refusal,
     SiteReport,
     SiteUpdate,
     TrainTask,
@@ -48,8 +52,8 @@ from tests.client.small_study import HELD, metrics, site_of
 
 E_co = TypeVar("E_co", bound=Event)
 
-Fault = Callable[[TrainTask], dict[str, Any]]
-"""What a site's answer holds instead of what it should, or an exception."""
+Fault = Callable[[TrainTask], dict[str, Any] | Refusal]
+"""What a site's answer holds instead of what it should, or a refusal, or an exception."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ class SeededStudy:
             assert isinstance(task, TrainTask)
             self.asked.append((task.site, task.round))
             fault = self.faults.get((task.site, task.round))
-            answer = replace(seeded_update(task), **(fault(task) if fault else {}))
+            changes = fault(task) if fault else {}
+            if isinstance(changes, Refusal):
+                return _reply(changes, message)
+            answer = replace(seeded_update(task), **changes)
             (parcel,) = pack_tensors(answer.deltas, Encoding.fp32)
             return _reply(replace(answer, deltas={}, parcels=(parcel.label,)), message, parcel)
 
@@ -142,7 +149,7 @@ def _config(*overrides: str) -> RunConfig:
 
 def seeded_update(task: TrainTask) -> SiteUpdate:
     """An answer without training."""
-    words = f"{task.site} {task.round} {sorted(task.voted.items())}"
+    words = f"{task.site} {task.round} {sorted(task.voted.items())}{task.ledger_witness}"
     generator = torch.Generator().manual_seed(sum(place * ord(letter) for place, letter in enumerate(words, start=1)))
     deltas = {
         name: 0.3 * (task.teacher[name] - tensor) + 0.01 * torch.randn(tensor.shape, generator=generator)
@@ -150,6 +157,11 @@ def seeded_update(task: TrainTask) -> SiteUpdate:
     }
     organs = sorted(set(split_by_group(task.student)) - {*SHARED_GROUPS})
     counts = {organ: 3 + len(organ) for organ in organs}
+    recipe = recipes.recipe_from_yaml(task.recipe)
+    is_private = recipe.privacy.is_on
+    if is_private:
+        trained = trained_names(deltas, recipe.privacy.mode, recipe, organs)
+        deltas = {name: deltas[name] for name in trained}
     return SiteUpdate(
         run=task.run,
         round=task.round,
@@ -159,8 +171,15 @@ def seeded_update(task: TrainTask) -> SiteUpdate:
         num_subjects=sum(counts.values()),
         organ_subjects=counts,
         num_steps=2,
-        metrics=metrics(),
+        metrics=None if is_private else metrics(),
+        privacy=seeded_spent(task) if is_private else None,
     )
+
+
+def seeded_spent(task: TrainTask) -> PrivacySpent:
+    """What a site tells of a ledger to which each round adds two lines and an epsilon of a tenth."""
+    digest = hashlib.sha256(f"{task.site} {task.round} {task.ledger_witness}".encode()).hexdigest()
+    return PrivacySpent(epsilon=0.1 * task.round, delta=1e-5, budget=3.0, ledger_head=f"{digest}:{2 * task.round}")
 
 
 def seeded_report(task: EvaluateTask) -> SiteReport:

@@ -88,12 +88,39 @@ def test_misses_are_counted_over_the_rounds_in_which_the_site_was_asked() -> Non
     assert [last_asked(site, rounds) for site in "abc"] == [5, 4, 0]
 
 
+def test_newest_head_of_a_ledger_is_that_of_rounds_that_are_over() -> None:
+    """So that a task that is sent again, by this coordinator or another, has the digest that it had."""
+    told: list[list[Event]] = [
+        [answered(1, "a", ledger_head="x:1"), answered(1, "b"), finished(1)],
+        [answered(2, "a", "left_out", ledger_head="y:4"), finished(2)],
+        [answered(3, "a", LATE), finished(3)],
+        [answered(4, "a", ledger_head="z:7")],
+    ]
+    past = attendance(*told)
+    assert [past.ledger_witness("a", before=n) for n in range(1, 6)] == ["", "x:1", "y:4", "y:4", "y:4"]
+    assert past.ledger_witness("b", before=5) == ""
+    assert attendance(*told, _resumed(1)).ledger_witness("a", before=3) == "x:1"
+
+
+def test_a_budget_is_spent_until_the_site_joins_anew() -> None:
+    spent = answered(2, "a", REFUSED, reason="budget_spent: the site has spent the privacy budget of its policy")
+    past = attendance(joined(a="brain", b="brain"), [spent])
+    assert past.spent == {"a"}
+    past.note(answered(2, "b", REFUSED, reason="hours: not now"))
+    past.note(answered(2, "b", "left_out", reason="budget_spent: a peer's own words"))
+    assert past.spent == {"a"}
+    past.note(joined(a="brain")[0])
+    assert past.spent == frozenset()
+
+
 def _any_event() -> st.SearchStrategy[Event]:
     site, number = st.sampled_from("abc"), st.integers(1, 4)
     return st.one_of(
         st.builds(lambda s: joined(**{s: "brain"})[0], site),
         st.builds(RoundStarted, round=number, sites=st.lists(site, unique=True)),
         st.builds(answered, number, site, st.sampled_from([ACCEPTED, LATE, FAILED]), st.floats(0, 9)),
+        st.builds(answered, number, site, st.just(REFUSED), reason=st.sampled_from(["", "budget_spent: it is"])),
+        st.builds(answered, number, site, ledger_head=st.sampled_from(["", "x:1", "y:2"])),
         st.builds(finished, number, st.dictionaries(st.sampled_from(["trunk", "brain"]), st.lists(site, unique=True))),
         st.builds(lambda n: _resumed(n)[0], st.integers(0, 3)),
     )
@@ -102,7 +129,7 @@ def _any_event() -> st.SearchStrategy[Event]:
 def _told(events: list[Event]) -> object:
     past = attendance_of(events)
     voted = {site: past.voted(site, before=9) for site in "abc"}
-    return past.offered, past.finished(), [past.begun(n) for n in range(6)], voted
+    return past.offered, past.finished(), [past.begun(n) for n in range(6)], voted, past.spent
 
 
 @settings(max_examples=40)  # each writes and flushes up to 25 lines
@@ -119,7 +146,7 @@ def test_memory_kept_all_along_is_the_memory_read_anew(
     on_disk = list(read_record(folder / RECORD_FILE)) if events else []
     past = record.attendance
     voted = {site: past.voted(site, before=9) for site in "abc"}
-    told = past.offered, past.finished(), [past.begun(n) for n in range(6)], voted
+    told = past.offered, past.finished(), [past.begun(n) for n in range(6)], voted, past.spent
     assert told == _told(events) == _told(on_disk)
 
 

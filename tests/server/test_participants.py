@@ -15,12 +15,12 @@ from panfm import recipes
 from panfm.config import Recipe
 from panfm.errors import RunError
 from panfm.protocol import PROTOCOL_VERSION, JoinAnswer, Refusal, to_envelope
-from panfm.reporting.record import Event, RoundStarted, SiteJoined, SiteLeft, SiteRejected, read_record
+from panfm.reporting.record import Event, RoundStarted, SiteAnswered, SiteJoined, SiteLeft, SiteRejected, read_record
 from server.participants import Participants
 from server.run_folder import RECORD_FILE
 from server.run_record import RunRecord
 from tests.client.small_study import SpyGrid, quick_update, reply_with, site_of, to_content
-from tests.server.past import a_round, joined
+from tests.server.past import a_round, answered, joined
 
 Join = Callable[[Message], Message]
 E = TypeVar("E", bound=Event)
@@ -366,6 +366,40 @@ def test_a_plan_names_whom_to_ask_whom_not_and_how_long_to_wait(tmp_path: Path) 
             meeting.record.write(event)
     assert set(asked[0]) | set(asked[1]) == {"a", "b", "c"}
     assert deadlines_s == [3600.0, 3600.0, 40.0], "four times the slowest, once all that are asked were measured"
+
+
+def _budget_spent(number: int, site: str) -> SiteAnswered:
+    return answered(number, site, "refused", reason="budget_spent: the site has spent the privacy budget of its policy")
+
+
+def test_a_site_whose_budget_is_spent_is_left_in_peace_until_it_joins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = _Meeting(tmp_path, _recipe(), **{name: _says(site=name) for name in ("a", "b", "c")})
+    meeting.participants.wait_for_start()
+    meeting.record.write(_budget_spent(1, "b"))
+    plan = meeting.participants.plan(2)
+    assert [site.site for site in plan.sites.values()] == ["a", "c"]
+    assert plan.passed_over == ("b",)
+    meeting.connected(monkeypatch, 1000, 1002)
+    meeting.participants.look()
+    meeting.connected(monkeypatch, 1000, 1001, 1002)
+    assert [site.site for site in meeting.participants.plan(3).sites.values()] == ["a", "b", "c"]
+
+
+def test_no_round_is_asked_for_that_budgets_do_not_let_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was asked would be charged for nothing; but a site that is only away may come back."""
+    monkeypatch.setattr("server.participants._POLL_S", 0.01)
+    settings = _recipe("federation.min_sites=2", "federation.participation.absence_timeout_s=0.05")
+    meeting = _Meeting(tmp_path, settings, **{name: _says(site=name) for name in ("a", "b", "c")})
+    meeting.participants.wait_for_start()
+    meeting.record.write(_budget_spent(1, "b"))
+    meeting.connected(monkeypatch, 1000, 1001)
+    with pytest.raises(RunError, match=r"1 of at least 2 sites were there for round 2 .* can be resumed"):
+        meeting.participants.plan(2)
+    meeting.record.write(_budget_spent(1, "c"))
+    with pytest.raises(RunError, match="the privacy budget of b, c is spent, so 1 sites are left for round 2"):
+        meeting.participants.plan(2)
 
 
 def test_a_round_that_another_process_began_asks_the_same_sites(tmp_path: Path) -> None:

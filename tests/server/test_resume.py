@@ -342,7 +342,7 @@ def test_what_a_run_fell_short_of_before_its_death_is_not_forgotten(
 
 
 def test_collapse_is_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.rounds.collapse_reason", lambda _metrics: "its features collapsed")
+    monkeypatch.setattr("server.rounds.collapse_reason", lambda _metrics, _objective: "its features collapsed")
     study = seeded_study(tmp_path, "rounds=5")
     _die_after(lambda event: isinstance(event, RoundFinished), study, monkeypatch)
     with pytest.raises(RunError, match="collapsed in 2 rounds"):

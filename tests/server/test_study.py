@@ -247,7 +247,9 @@ def test_nobody_joins_is_one_clear_line(study: SmallStudy) -> None:
 
 
 def test_federation_that_collapsed_twice_stops(study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.rounds.collapse_reason", lambda _metrics: "its features collapsed: said the test")
+    monkeypatch.setattr(
+        "server.rounds.collapse_reason", lambda _metrics, _objective: "its features collapsed: said the test"
+    )
     long = study.with_settings("rounds=5")
     with pytest.raises(RunError, match="collapsed in 2 rounds"):
         long.conduct()

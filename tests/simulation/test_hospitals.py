@@ -16,6 +16,7 @@ from panfm.data.manifest import read_labels
 from panfm.data.prepare import prepare_store
 from panfm.data.store import PreparedStore
 from panfm.errors import ConfigError, DataError, RunError
+from panfm.site.policy import PrivacyMode, Public
 from panfm.site.policy_file import read_policy
 from simulation import hospitals
 from simulation.hospitals import RehearsalCohort, make_cohort
@@ -167,3 +168,37 @@ def test_unreadable_brain_is_named(real_data: Path, tmp_path: Path) -> None:
         _make(tmp_path / "run", _real(f"data={data}"))
     assert broken.name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_with_privacy_every_hospital_has_a_budget_and_one_may_have_its_own(tmp_path: Path) -> None:
+    budgets = ["cohort.epsilon=3", "cohort.delta=1e-6", "+cohort.own_epsilon.neuro=0.5"]
+    made = _make(tmp_path / "with", _config("privacy.mode=dp_full", *budgets))
+    policies = {site: read_policy(folder) for site, folder in made.hospitals.items()}
+    assert {site: policy.privacy.epsilon for site, policy in policies.items()} == {
+        **dict.fromkeys(HELD, 3.0),
+        "neuro": 0.5,
+    }
+    for policy in policies.values():
+        assert (policy.privacy.mode, policy.privacy.delta) == (PrivacyMode.dp, 1e-6)
+        assert policy.public == (Public.metrics,), "neither updates nor counts"
+    without = _make(tmp_path / "without", _config(*budgets)).hospitals["neuro"]
+    assert read_policy(without).privacy.mode is PrivacyMode.none
+
+
+def test_a_budget_of_a_hospital_that_is_not_there_is_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no hospital is called nephro; there are abdominal, cardiac, neuro"):
+        _make(tmp_path, _config("privacy.mode=dp_full", "+cohort.own_epsilon.nephro=1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("cohort.epsilon=0", "cohort.epsilon must be above 0 and at most 10"),
+        ("+cohort.own_epsilon.neuro=11", "cohort.own_epsilon.neuro must be above 0 and at most 10"),
+        ("cohort.delta=0.1", "cohort.delta must be above 0 and at most 0.001"),
+    ],
+)
+def test_a_budget_that_no_policy_may_have_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        _config(setting)

@@ -82,7 +82,7 @@ def test_settings_are_printed_wherever_the_option_stands(
 def test_help_names_recipes_and_settings(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert main([option]) == 0
     text = capsys.readouterr().out
-    assert "demo, real, smoke" in text
+    assert "demo, public_start, real, smoke" in text
     assert "steps_per_round: " in text
 
 

@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from panfm import recipes
 from panfm.cli.main import app
 from panfm.errors import ConfigError, PanfmError
+from panfm.models.build import initial_parameters
 from panfm.privacy.accounting import Budget, NoisySteps
+from panfm.privacy.planning import noise_multiplier_for
 from panfm.privacy.statement import BudgetStatement
 
-STUDY = [
-    *("--epsilon", "8", "--delta", "1e-5", "--rounds", "40", "--steps", "25"),
-    *("--rate", "0.05", "--denominator", "16"),
-]
+BUDGET = ["--epsilon", "8", "--delta", "1e-5"]
+STUDY = [*BUDGET, "--rounds", "40", "--steps", "25", "--rate", "0.05", "--denominator", "16"]
 
 
-def _plan(*words: str) -> Result:
-    return CliRunner().invoke(app, ["privacy", "plan", *STUDY, *words], env={"COLUMNS": "150"})
+def _plan(*words: str, study: Sequence[str] = STUDY) -> Result:
+    return CliRunner().invoke(app, ["privacy", "plan", *study, *words], env={"COLUMNS": "150"})
 
 
 def _rows(result: Result) -> list[list[str]]:
@@ -42,6 +44,46 @@ def test_plan_judges_a_given_noise() -> None:
     result = _plan("--noise", "1.0", "--rounds", "3", "--every-round", "--epsilon", "3")
     assert "1, as given: 1 of 3 rounds of 25 steps fit into epsilon 3" in result.stdout
     assert [row[0] for row in _rows(result)[-3:]] == ["1", "2", "3"]
+
+
+RECIPE = ["recipe=smoke", "rounds=2", "privacy.sampling_rate=0.1", "privacy.denominator=4"]
+
+
+def test_plan_takes_its_numbers_from_a_recipe() -> None:
+    """Trained parameters by the words of the design: bottleneck adapters and predictors."""
+    settings = [*RECIPE, "privacy.mode=dp_adapters", "privacy.noise_multiplier=1.5"]
+    result = _plan(*settings, study=BUDGET)
+    assert "1.5, as given: 2 rounds of 2 steps fit into epsilon 8" in result.stdout
+    least = noise_multiplier_for(Budget(epsilon=8.0, delta=1e-5), 0.1, 4)
+    assert f"the least for all  {least:g} (privacy.noise_multiplier={least:g})" in result.stdout
+    composed = recipes.load(settings)
+    parameters = initial_parameters(composed.model, composed.organs, 0)
+    trained = [p.numel() for name, p in parameters.items() if ".adapters." in name or "_predictor." in name]
+    assert f"over {sum(trained):,} parameters" in result.stdout
+    by_hand = ["--rounds", "2", "--steps", "2", "--rate", "0.1", "--denominator", "4", "--noise", "1.5"]
+    assert result.stdout == _plan(*by_hand, "--parameters", str(sum(trained)), study=BUDGET).stdout
+
+
+def test_a_number_that_is_given_stands_before_the_recipes() -> None:
+    result = _plan(*RECIPE, "privacy.mode=dp_full", "--rounds", "1", "--parameters", "0", study=BUDGET)
+    assert "1 rounds of 2 steps fit" in result.stdout
+    assert "noise to signal" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "a plan needs --rounds, --steps, --rate, --denominator, or a recipe"),
+        (["--rounds", "3", "--rate", "0.1"], "a plan needs --steps, --denominator, or a recipe"),
+        (["recipe=smoke"], "the recipe has no privacy to plan; add privacy.mode="),
+        (["recipe=smoke", "privacy.mod=dp_full"], "did you mean privacy.mode"),
+        (["recipe=smoke", "privacy.mode=dp_full", "privacy.sampling_rate=2"], "privacy.sampling_rate must be"),
+    ],
+)
+def test_a_plan_of_nothing_says_what_it_needs(words: list[str], said: str) -> None:
+    result = _plan(*words, study=BUDGET)
+    assert isinstance(result.exception, ConfigError)
+    assert said in str(result.exception)
 
 
 def test_plan_says_which_sites_run_out_in_which_round(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panfm.config import Recipe
+from panfm.config import Objective, Recipe
 from panfm.data.dataset import Batch
 from panfm.models.build import initial_parameters, load_parameters
 from panfm.models.pan_organ import PanOrganModel
@@ -78,6 +78,34 @@ def test_who_counts_as_collapsed() -> None:
     assert collapse_reason(replace(HEALTHY, spread={"brain": low_spread, "heart": 0.5})) is None
     assert collapse_reason(replace(HEALTHY, effective_rank={"brain": low_rank, "heart": 20.0})) is None
     assert collapse_reason(replace(HEALTHY, spread={}, effective_rank={})) is None
+
+
+def _prototypes(patch: float, subject: float) -> str:
+    """What is said of prototypes with these losses, out of 1,024."""
+    told = replace(HEALTHY, loss_patch=patch, loss_organ=subject, collapse_loss=math.log(1024))
+    return collapse_reason(told, Objective.prototypes) or ""
+
+
+def test_prototypes_that_are_uniform_or_all_the_same_are_named() -> None:
+    """By either term alone; numbers may have been rounded to four digits on their way (`panfm.site.egress`)."""
+    uniform = math.log(1024)
+    assert _prototypes(0.6 * uniform, 0.7 * uniform) == ""
+    assert _prototypes(1.02 * uniform, 0.98 * uniform) == ""  # a beginner is near ln K, but does not stand there
+    assert "loss of hidden patches stands at ln K = 6.9315" in _prototypes(6.932, 3.0)
+    assert "loss of subject tokens stands at ln K = 6.9315" in _prototypes(3.0, 6.931)
+    assert "loss of hidden patches is 0.0100" in _prototypes(0.01, 3.0)
+    assert "same prototype" in _prototypes(3.0, 0.02)
+    # What is a collapse of prototypes is a good loss of features or pixels.
+    for objective in (Objective.features, Objective.pixels):
+        assert collapse_reason(replace(HEALTHY, loss_patch=0.001, collapse_loss=1.0), objective) is None
+
+
+def test_pixels_that_are_flat_are_told_beside_the_loss_of_a_constant_guess() -> None:
+    flat = replace(HEALTHY, spread={"brain": 0.01}, loss_patch=1.0, collapse_loss=0.99)
+    reason = collapse_reason(flat, Objective.pixels) or ""
+    assert "spread 0.010" in reason
+    assert "its loss is 1.000, that of guessing each organ's mean patch 0.990" in reason
+    assert "guessing" not in (collapse_reason(flat) or "")
 
 
 def test_an_untrained_model_is_far_from_the_floors(

@@ -17,7 +17,8 @@ from panfm.models.build import initial_parameters
 from panfm.models.pan_organ import PanOrganModel
 from panfm.pretrain import private_round
 from panfm.pretrain.private_round import train_private_round
-from panfm.pretrain.private_step import PrivateTraining, Views, trained_names
+from panfm.pretrain.private_scope import trained_names
+from panfm.pretrain.private_step import PrivateTraining, Views
 from panfm.pretrain.step import draw_masks, patch_counts, step_loss, teacher_view
 from panfm.randomness import stream
 

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from panfm import recipes
 from panfm.config import Recipe
-from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, ParcelRequest, TaskParcel, TrainTask
+from panfm.protocol import (
+    PROTOCOL_VERSION,
+    EvaluateTask,
+    ParcelRequest,
+    PrivacySpent,
+    SiteUpdate,
+    TaskParcel,
+    TrainTask,
+)
 from panfm.signing import public_hex, sign
 from panfm.site.admission import (
     LONGEST_RECIPE,
@@ -39,11 +47,13 @@ ORGANS = ("brain", "heart", "liver")
 NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 NO_PRIVACY = PrivacyDemand(mode=PrivacyMode.none)
 DP = PrivacyDemand(mode=PrivacyMode.dp, epsilon=3.0, delta=1e-6)
+BUDGET_ONLY = PrivacyDemand(mode=PrivacyMode.none, epsilon=3.0, delta=1e-6)
 
 
 @cache
-def _recipe(rounds: int = 2, min_sites: int = 2, steps: int = 2) -> str:
+def _recipe(rounds: int = 2, min_sites: int = 2, steps: int = 2, mode: str = "none") -> str:
     chosen = [f"rounds={rounds}", f"federation.min_sites_per_group={min_sites}", f"pretrain.steps_per_round={steps}"]
+    chosen.append(f"privacy.mode={mode}")
     return recipes.to_yaml(recipes.recipe_of(recipes.load(["recipe=smoke", *chosen])))
 
 
@@ -113,7 +123,13 @@ def test_what_is_offered_known_and_sent_is_trained_in_the_recipes_order() -> Non
         ({}, {"tasks": (TaskKind.evaluate,)}, {}, "task_not_allowed"),
         ({}, {"privacy": DP}, {}, "privacy"),
         ({}, {"privacy": DP}, {"spent_epsilon": 2.9}, "privacy"),
-        ({}, {"privacy": DP}, {"spent_epsilon": 3.0}, "budget_spent"),
+        ({}, {"privacy": DP}, {"spent_epsilon": 3.0}, "privacy"),
+        ({"mode": "dp_full"}, {"privacy": DP}, {"spent_epsilon": 3.0}, "budget_spent"),
+        ({"mode": "dp_adapters"}, {"privacy": BUDGET_ONLY}, {"spent_epsilon": 3.1}, "budget_spent"),
+        ({"mode": "dp_full"}, {"public": ()}, {}, "no_budget"),
+        ({}, {"privacy": BUDGET_ONLY, "public": ()}, {}, "updates_not_public"),
+        ({}, {"bounds": {"privacy.noise_multiplier": Bounds(most=9.0)}}, {}, "recipe_out_of_bounds"),
+        ({"mode": "dp_full"}, {"bounds": {"privacy.noise_multiplier": Bounds(least=9.0)}}, {}, "recipe_out_of_bounds"),
         ({}, {"public": (Public.counts, Public.metrics)}, {}, "updates_not_public"),
         ({}, {"bounds": {}}, {}, "recipe_not_approved"),
         ({}, {"approved_recipes": ("00" * 32,)}, {}, "recipe_not_approved"),
@@ -135,7 +151,8 @@ def test_what_is_offered_known_and_sent_is_trained_in_the_recipes_order() -> Non
 def test_each_reason_against_a_task(
     task: dict[str, Any], policy: dict[str, Any], facts: dict[str, Any], code: str
 ) -> None:
-    verdict = admit(_task(**task), _policy(**policy), _facts(**facts))
+    mode = task.pop("mode", "none")
+    verdict = admit(_task(**({"recipe": _recipe(mode=mode)} | task)), _policy(**policy), _facts(**facts))
     assert isinstance(verdict, Refused)
     assert verdict.code == code
     assert (verdict.code, verdict.reason) in sayable()
@@ -204,7 +221,9 @@ def test_reasons_hold_no_count_and_no_name() -> None:
         "organs: {1: 2}",
         "data: /srv/scans",
         "device: cuda",
-        "privacy: {mode: none}",
+        "privacy: {epsilon: 3.0}",
+        "privacy: {mode: dp_full, noise_multiplier: 0}",
+        "privacy: {mode: dp_full}\npretrain: {sampler: balanced}",
     ],
     ids=lambda recipe: str(recipe)[:20],
 )
@@ -214,7 +233,7 @@ def test_recipe_that_holds_more_than_values_is_not_read(recipe: str) -> None:
     assert verdict.code == "recipe"
 
 
-def test_recipe_has_no_word_for_a_path_a_device_or_a_privacy_switch() -> None:
+def test_recipe_has_no_word_for_a_path_a_device_or_a_budget() -> None:
     """They belong to the hospital; a recipe's free words are its own name, which nobody opens, and one of its own probes."""
 
     def walk(settings: object, path: str) -> Iterator[tuple[str, object]]:
@@ -232,7 +251,7 @@ def test_recipe_has_no_word_for_a_path_a_device_or_a_privacy_switch() -> None:
         "recipe",
         "federation.evaluation.best_by",
     ]
-    foreign = ("path", "folder", "dir", "file", "url", "host", "device", "cuda", "privacy", "epsilon", "delta", "sigma")
+    foreign = ("path", "folder", "dir", "file", "url", "host", "device", "cuda", "budget", "epsilon", "delta", "sigma")
     parts = {part for name in words for dotted in name.split(".") for part in dotted.split("_")}
     assert parts & {*foreign, "upload", "dp", "key"} == {"delta"}, "federation.max_delta_norm bounds an update"
 
@@ -259,13 +278,15 @@ class Case:
     min_sites: int
     answered: str
     kinds: frozenset[TaskKind]
-    dp: bool
+    mode: str
+    demand: str
     spent: float | None
     public: frozenset[Public]
     approved: frozenset[str]
     most_rounds: int | None
     least_steps: int | None
     most_steps: int | None
+    least_noise: float | None
     ask_min_sites: int
     start: int
     length: int
@@ -293,7 +314,7 @@ def _known_and_sent(case: Case) -> bool:
 
 
 def _bounded(case: Case) -> bool:
-    return (case.most_rounds, case.least_steps, case.most_steps) != (None, None, None)
+    return any(bound is not None for bound in (case.most_rounds, case.least_steps, case.most_steps, case.least_noise))
 
 
 TABLE: list[tuple[str, Callable[[Case], bool]]] = [
@@ -304,14 +325,17 @@ TABLE: list[tuple[str, Callable[[Case], bool]]] = [
     ("repeated", lambda c: c.answered == "this"),
     ("round_answered_otherwise", lambda c: c.answered == "other"),
     ("task_not_allowed", lambda c: TaskKind.pretrain not in c.kinds),
-    ("budget_spent", lambda c: c.dp and c.spent is not None and c.spent >= 3.0),
-    ("privacy", lambda c: c.dp),
-    ("updates_not_public", lambda c: Public.updates not in c.public),
+    ("no_budget", lambda c: c.mode != "none" and c.demand == "none" and Public.updates not in c.public),
+    ("budget_spent", lambda c: c.mode != "none" != c.demand and c.spent is not None and c.spent >= 3.0),
+    ("privacy", lambda c: c.mode == "none" and c.demand == "dp"),
+    ("updates_not_public", lambda c: c.mode == "none" and Public.updates not in c.public),
     ("recipe_not_approved", lambda c: not c.approved and not _bounded(c)),
     ("recipe_not_approved", lambda c: c.approved == {"other"}),
     ("recipe_out_of_bounds", lambda c: c.most_rounds is not None and c.rounds > c.most_rounds),
     ("recipe_out_of_bounds", lambda c: c.least_steps is not None and c.steps < c.least_steps),
     ("recipe_out_of_bounds", lambda c: c.most_steps is not None and c.steps > c.most_steps),
+    # The recipe's noise multiplier is 1, and 0 where it has no privacy.
+    ("recipe_out_of_bounds", lambda c: c.least_noise is not None and (c.mode != "none") < c.least_noise),
     ("min_sites_per_group", lambda c: c.ask_min_sites > c.min_sites),
     ("hours", lambda c: c.hour not in [(c.start + passed) % 24 for passed in range(c.length)]),
     ("rounds_per_day", lambda c: c.answered_rounds >= c.rounds_per_day),
@@ -328,17 +352,19 @@ def oracle(case: Case) -> str | list[str]:
 
 
 def _asked(case: Case) -> tuple[TrainTask, Policy, SiteFacts]:
-    text = _recipe(case.rounds, case.min_sites, case.steps)
+    text = _recipe(case.rounds, case.min_sites, case.steps, case.mode)
     task = _task(text, case.sent, case.signer, protocol_version=case.version, site=case.site, round=case.round)
     bounds = {"rounds": Bounds(most=case.most_rounds)} if case.most_rounds is not None else {}
     if case.least_steps is not None or case.most_steps is not None:
         bounds["pretrain.steps_per_round"] = Bounds(least=case.least_steps, most=case.most_steps)
+    if case.least_noise is not None:
+        bounds["privacy.noise_multiplier"] = Bounds(least=case.least_noise)
     end = (case.start + case.length) % 24
     whole_day = case.length == 24
     policy = _policy(
         coordinator_keys=tuple(PUBLIC[number] for number in sorted(case.trusted)),
         tasks=tuple(case.kinds),
-        privacy=DP if case.dp else NO_PRIVACY,
+        privacy={"none": NO_PRIVACY, "budget": BUDGET_ONLY, "dp": DP}[case.demand],
         public=tuple(case.public),
         approved_recipes=tuple({"this": _digest(text), "other": "00" * 32}[which] for which in sorted(case.approved)),
         bounds=bounds,
@@ -384,13 +410,15 @@ def cases(draw: st.DrawFn) -> Case:
         min_sites=draw(_mostly(3, 1, 2)),
         answered=draw(_mostly("", "this", "other")),
         kinds=draw(_mostly(frozenset({TaskKind.pretrain}), frozenset({TaskKind.evaluate}), frozenset(TaskKind))),
-        dp=draw(_mostly(False, True)),
+        mode=draw(st.sampled_from(["none", "none", "dp_adapters", "dp_full"])),
+        demand=draw(st.sampled_from(["none", "none", "budget", "dp"])),
         spent=draw(st.sampled_from([None, 0.0, 2.9, 3.0, 4.0])),
         public=draw(_mostly(frozenset(Public), frozenset({Public.metrics}), frozenset({Public.updates}))),
         approved=draw(_mostly(frozenset(), frozenset({"this"}), frozenset({"other"}), frozenset({"this", "other"}))),
         most_rounds=draw(_mostly(2, 1, None)),
         least_steps=draw(_mostly(None, low)),
         most_steps=draw(_mostly(None, high)),
+        least_noise=draw(_mostly(None, 0.5, 1.5)),
         ask_min_sites=draw(_mostly(1, 2, 3)),
         start=draw(st.integers(0, 23)),
         length=draw(_mostly(24, *range(1, 24))),
@@ -437,18 +465,19 @@ def test_each_line_of_the_table_can_speak_and_none_must() -> None:
     """Else agreement would prove little: the cases reach every line."""
     passing = Case(
         version=PROTOCOL_VERSION, signer=0, trusted=frozenset({0}), site="north", round=1, rounds=2, steps=2, min_sites=3,
-        answered="", kinds=frozenset({TaskKind.pretrain}), dp=False, spent=None, public=frozenset(Public),
-        approved=frozenset(), most_rounds=2, least_steps=None, most_steps=None, ask_min_sites=1, start=0, length=24,
-        hour=12, offset=0, answered_rounds=0, rounds_per_day=1, free=2.0, need=0.0, held=(("brain", 5),), offered=ORGANS,
-        sent=ORGANS, min_subjects=1, min_per_organ=1,
+        answered="", kinds=frozenset({TaskKind.pretrain}), mode="none", demand="none", spent=None, public=frozenset(Public),
+        approved=frozenset(), most_rounds=2, least_steps=None, most_steps=None, least_noise=None, ask_min_sites=1, start=0,
+        length=24, hour=12, offset=0, answered_rounds=0, rounds_per_day=1, free=2.0, need=0.0, held=(("brain", 5),),
+        offered=ORGANS, sent=ORGANS, min_subjects=1, min_per_organ=1,
     )  # fmt: skip
     assert oracle(passing) == ["brain"]
     changes: list[dict[str, Any]] = [
         {"version": 0}, {"signer": 2}, {"site": "s"}, {"round": 3}, {"answered": "this"}, {"answered": "other"},
-        {"kinds": frozenset({TaskKind.evaluate})}, {"dp": True, "spent": 3.0}, {"dp": True}, {"public": frozenset()},
+        {"kinds": frozenset({TaskKind.evaluate})}, {"mode": "dp_full", "public": frozenset()},
+        {"mode": "dp_full", "demand": "budget", "spent": 3.0}, {"demand": "dp"}, {"public": frozenset()},
         {"most_rounds": None}, {"approved": frozenset({"other"})}, {"most_rounds": 1}, {"least_steps": 3},
-        {"most_steps": 1}, {"ask_min_sites": 4}, {"length": 12}, {"answered_rounds": 1}, {"need": 2.5}, {"held": ()},
-        {"min_subjects": 6},
+        {"most_steps": 1}, {"least_noise": 0.5}, {"ask_min_sites": 4}, {"length": 12}, {"answered_rounds": 1},
+        {"need": 2.5}, {"held": ()}, {"min_subjects": 6},
     ]  # fmt: skip
     for (code, _), change in zip(TABLE, changes, strict=True):
         case = replace(passing, **change)
@@ -477,16 +506,22 @@ def _without(values: tuple[Any, ...], value: object) -> tuple[Any, ...]:
     return tuple(kept for kept in values if kept != value) or values
 
 
+def _lets_noise_out(policy: Policy) -> bool:
+    """Where nothing of training leaves, a budget would open the door."""
+    return policy.privacy.budget is not None or Public.updates in policy.public
+
+
 @st.composite
 def steps(draw: st.DrawFn) -> Callable[[Policy], Policy]:
     number, organ = draw(st.integers(0, 7)), draw(st.sampled_from(ORGANS))
-    name = draw(st.sampled_from(["rounds", "pretrain.steps_per_round"]))
+    name = draw(st.sampled_from(["rounds", "pretrain.steps_per_round", "privacy.noise_multiplier"]))
     bounds = Bounds(least=number) if draw(st.booleans()) else Bounds(most=number)
     ways: list[Callable[[Policy], Policy]] = [
         lambda p: replace(p, coordinator_keys=_without(p.coordinator_keys, PUBLIC[number % 2])),
         lambda p: replace(p, organs=_without(p.organs, organ)),
         lambda p: replace(p, tasks=_without(p.tasks, TaskKind.pretrain)),
-        lambda p: replace(p, privacy=DP),
+        lambda p: replace(p, privacy=DP if _lets_noise_out(p) else p.privacy),
+        lambda p: replace(p, privacy=replace(p.privacy, epsilon=2.5) if p.privacy.budget else p.privacy),
         lambda p: replace(p, public=()),
         lambda p: replace(p, bounds=_tighter_bounds(p, name, bounds)),
         lambda p: replace(p, approved_recipes=p.approved_recipes or (("00" * 32,) if p.bounds else ())),
@@ -572,10 +607,16 @@ def _parcel(
     return asked.signed(sign(KEYS[signer], asked.digest()))
 
 
+CHARGED = SiteUpdate(
+    run="r", round=1, site="north", task_digest="", deltas={}, num_subjects=1, organ_subjects={}, num_steps=1, metrics=None,
+    privacy=PrivacySpent(epsilon=1.0, delta=1e-6, budget=3.0, ledger_head="ab" * 32 + ":3"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", [TaskParcel, ParcelRequest])
 def test_parcels_are_for_the_policys_coordinators(kind: type[TaskParcel] | type[ParcelRequest]) -> None:
     def code(asked: TaskParcel | ParcelRequest, policy: Policy) -> str:
-        refused = admit_parcel(asked, policy)
+        refused = admit_parcel(asked, policy, replace(CHARGED, privacy=None))
         return refused.code if refused else ""
 
     good = _parcel(kind)
@@ -589,6 +630,8 @@ def test_parcels_are_for_the_policys_coordinators(kind: type[TaskParcel] | type[
     handed_out = kind is ParcelRequest
     assert code(good, _policy(public=())) == ("updates_not_public" if handed_out else "")
     assert code(good, _policy(privacy=DP)) == ("privacy" if handed_out else "")
+    for policy in (_policy(public=()), _policy(privacy=DP)):
+        assert admit_parcel(good, policy, CHARGED) is None, "noised and charged"
 
 
 def test_a_signature_is_good_for_one_kind_of_message() -> None:

@@ -26,6 +26,7 @@ from panfm.protocol import (
     JoinAnswer,
     ParcelKept,
     ParcelRequest,
+    PrivacySpent,
     Refusal,
     Signed,
     SiteReport,
@@ -60,7 +61,7 @@ def _policy(*public: Public, **changes: Any) -> Policy:
 
 def _task(**changes: Any) -> TrainTask:
     parameters = {name: torch.zeros(2, 3) for name in NAMES}
-    values: dict[str, Any] = {"run": "r", "round": 1, "site": "north", "recipe": "", "student": parameters}
+    values: dict[str, Any] = {"run": "r", "round": 1, "site": "north", "recipe": "rounds: 1", "student": parameters}
     return TrainTask(**(values | {"teacher": {}} | changes))
 
 
@@ -467,6 +468,99 @@ def test_nothing_that_was_given_is_changed() -> None:
     before = asdict(replace(answer, deltas={}))
     _release(answer, _policy(Public.updates), task)
     assert asdict(replace(answer, deltas={})) == before
+
+
+# With privacy: noised and charged, and all besides follows from what is public.
+
+DP = PrivacyDemand(mode=PrivacyMode.dp, epsilon=3.0, delta=1e-6)
+SPENT = PrivacySpent(epsilon=1.5, delta=1e-6, budget=3.0, ledger_head="cd" * 32 + ":5")
+TRAINED = ("heads.organ_predictor.a", "heads.patch_predictor.a", "organs.brain.adapters.0", "organs.heart.adapters.0")
+
+
+def _noised_task(mode: str = "dp_adapters") -> TrainTask:
+    parameters = {name: torch.zeros(2, 3) for name in (*NAMES, *TRAINED)}
+    return _task(recipe=f"privacy: {{mode: {mode}}}\npretrain: {{steps_per_round: 4}}", student=parameters)
+
+
+def _noised(task: TrainTask, **changes: Any) -> SiteUpdate:
+    values: dict[str, Any] = {
+        "deltas": {name: torch.randn(2, 3) for name in TRAINED},
+        "num_subjects": 50,
+        "organ_subjects": {"brain": 50, "heart": 50},
+        "metrics": None,
+        "privacy": SPENT,
+    }
+    return _update(task, **(values | changes))
+
+
+def test_noised_and_charged_update_leaves_where_nothing_is_public() -> None:
+    task, policy = _noised_task(), _policy(privacy=DP, nominal_subjects=50)
+    answer = _noised(task)
+    stored, (parcel,) = packed(answer)
+    assert _release(answer, policy, task) == Released(answer=stored, parcel=parcel)
+    full = _noised_task("dp_full")
+    names = (*NAMES, *TRAINED)
+    left = _left(_noised(full, deltas={name: torch.randn(2, 3) for name in names}), policy, full)
+    assert left.privacy == SPENT
+
+
+@pytest.mark.parametrize("public", [(), EVERYTHING])
+def test_counts_and_metrics_beside_noise_do_not_leave_though_they_be_public(public: tuple[Public, ...]) -> None:
+    task, policy = _noised_task(), _policy(*public, privacy=DP, nominal_subjects=50)
+    telling = _noised(task, num_subjects=27, organ_subjects={"brain": 27, "heart": 11}, metrics=_metrics())
+    left = _left(telling, policy, task)
+    assert (left.num_subjects, left.organ_subjects, left.metrics) == (50, {"brain": 50, "heart": 50}, None)
+
+
+def _but(name: str, *more: str) -> dict[str, Tensor]:
+    return {other: torch.ones(2, 3) for other in (*TRAINED, *more) if other != name}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"deltas": _but("heads.patch_predictor.a")}, "other tensors than those"),
+        ({"deltas": _but("", "trunk.a")}, "other tensors than those"),
+        ({"deltas": _but("organs.heart.adapters.0")}, "other tensors than those"),
+        ({"organ_subjects": {"brain": 50}}, "other tensors than those"),
+        ({"organ_subjects": {"brain": 50, "heart": 0}}, "an organ of nobody"),
+        ({"num_steps": 3}, "another number of steps"),
+        ({"privacy": None}, "without a charge"),
+        ({"privacy": replace(SPENT, epsilon=math.nan)}, "no number"),
+        ({"privacy": replace(SPENT, epsilon=3.1)}, "above its budget"),
+        ({"privacy": replace(SPENT, delta=-1.0)}, "no number"),
+        ({"privacy": replace(SPENT, budget=math.inf)}, "no number"),
+        ({"privacy": replace(SPENT, ledger_head=SECRET)}, "head of the privacy ledger"),
+    ],
+)
+def test_what_tells_more_than_the_noise_stops_the_answer(changes: dict[str, Any], words: str) -> None:
+    task = _noised_task()
+    with pytest.raises(EgressError, match=words):
+        _release(_noised(task, **changes), _policy(privacy=DP), task)
+
+
+def test_charge_for_a_recipe_without_privacy_is_none() -> None:
+    task = _task()
+    for policy in (_policy(*EVERYTHING), _policy(privacy=DP)):
+        with pytest.raises(EgressError, match="a recipe without privacy"):
+            _release(_update(task, privacy=SPENT), policy, task)
+
+
+def test_noise_that_nobody_was_charged_for_leaves_where_none_is_needed() -> None:
+    task = _noised_task()
+    left = _left(_noised(task, privacy=None), _policy(*EVERYTHING, nominal_subjects=50), task)
+    assert (left.privacy, left.metrics, left.num_subjects) == (None, None, 50)
+
+
+def test_further_parcel_of_a_charged_answer_leaves_and_no_other() -> None:
+    task = _noised_task()
+    stored, (parcel,) = packed(_noised(task))
+    asked, answer = _asked_for(parcel)
+    policy = _policy(privacy=DP)
+    assert release(answer, policy, asked, [parcel], stored).parcel == parcel
+    for other in (None, replace(stored, privacy=None), replace(stored, parcels=())):
+        with pytest.raises(EgressError, match="without noise"):
+            release(answer, policy, asked, [parcel], other)
 
 
 EVALUATION = "federation: {evaluation: {every: 1, numbers: [age], classes: [sex]}}"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from panfm import recipes
 from panfm.config import Recipe
 from panfm.errors import ConfigError
+from panfm.privacy.accounting import Budget
 from panfm.site.policy import (
     Bounds,
     Policy,
@@ -121,8 +122,9 @@ def test_what_cannot_be_is_named(changes: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("said", "name"),
     [
-        ({"mode": PrivacyMode.none, "epsilon": 1.0}, "privacy.epsilon"),
-        ({"mode": PrivacyMode.none, "delta": 1e-6}, "privacy.delta"),
+        ({"mode": PrivacyMode.none, "epsilon": 1.0}, "privacy.delta"),
+        ({"mode": PrivacyMode.none, "delta": 1e-6}, "privacy.epsilon"),
+        ({"mode": PrivacyMode.none, "epsilon": 11.0, "delta": 1e-6}, "privacy.epsilon"),
         ({"mode": PrivacyMode.dp}, "privacy.epsilon"),
         ({"mode": PrivacyMode.dp, "epsilon": 0.0, "delta": 1e-6}, "privacy.epsilon"),
         ({"mode": PrivacyMode.dp, "epsilon": 11.0, "delta": 1e-6}, "privacy.epsilon"),
@@ -135,6 +137,12 @@ def test_privacy_is_demanded_whole_or_not_at_all(said: dict[str, Any], name: str
     with pytest.raises(PolicyError) as caught:
         PrivacyDemand(**said)
     assert caught.value.name == name
+
+
+@pytest.mark.parametrize("mode", list(PrivacyMode))
+def test_budget_is_what_noised_answers_are_charged_to(mode: PrivacyMode) -> None:
+    assert PrivacyDemand(mode=mode, epsilon=3.0, delta=1e-6).budget == Budget(epsilon=3.0, delta=1e-6)
+    assert PrivacyDemand(mode=PrivacyMode.none).budget is None
 
 
 @pytest.mark.parametrize(

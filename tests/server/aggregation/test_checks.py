@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panfm.config import FederationConfig
-from panfm.protocol import SiteUpdate, TrainMetrics
+from panfm.protocol import PrivacySpent, SiteUpdate, TrainMetrics
 from panfm.update import digest
 from server.aggregation.checks import check_update
 from server.aggregation.next_model import aggregate_round
@@ -36,7 +36,7 @@ MODEL = {
 EXPECTED = {name: tensor.shape for name, tensor in MODEL.items()}
 
 
-def _check(update: SiteUpdate) -> str | None:
+def _check(update: SiteUpdate, private_names: Collection[str] | None = None) -> str | None:
     return check_update(
         update,
         DeltasInMemory(update.deltas),
@@ -48,6 +48,7 @@ def _check(update: SiteUpdate) -> str | None:
         organs=("brain", "heart"),
         max_delta_norm=10.0,
         max_steps=20,
+        private_names=private_names,
     )
 
 
@@ -194,3 +195,57 @@ def test_a_peers_words_cannot_break_the_line(text: str, make_good: MakeGood) -> 
         assert said is not None
         assert said.isprintable()
         assert len(said) < 300
+
+
+# ---- with privacy -------------------------------------------------------------------------------------------------------
+
+TRAINED = ("heads.w", "organs.brain.adapter", "organs.heart.adapter")
+"""What privacy.mode trains of `MODEL`: parts of groups."""
+SPENT = PrivacySpent(epsilon=1.5, delta=1e-5, budget=3.0, ledger_head="ab" * 32 + ":7")
+
+
+def _private(update: SiteUpdate) -> SiteUpdate:
+    return replace(_only(*TRAINED)(update), num_steps=20, metrics=None, privacy=SPENT)
+
+
+def _spent(**values: Any) -> Change:
+    return _with(privacy=replace(SPENT, **values))
+
+
+WRONG_WITH_PRIVACY: dict[str, tuple[Change, str]] = {
+    "a frozen parameter": (
+        _tensor("trunk.w", torch.zeros(4)),
+        "holds tensor 'trunk.w', against what privacy.mode trains",
+    ),
+    "one that no subject touched": (_only("heads.w", TRAINED[1]), "lacks tensor 'organs.heart.adapter', against what"),
+    "an unknown tensor": (_tensor("trunk.v", torch.zeros(4)), "'trunk.v', which the site was not sent"),
+    "an empty sample skipped": (_with(num_steps=19), "did 19 steps, expected 20: with privacy every step counts"),
+    "more than its budget": (_spent(epsilon=3.1), "not within its own budget"),
+    "nothing spent": (_spent(epsilon=0.0), "not within its own budget"),
+    "no number": (_spent(epsilon=math.nan), "not within its own budget"),
+    "no budget": (_spent(budget=math.inf), "not within its own budget"),
+    "no delta": (_spent(delta=0.0), "a delta that is none"),
+    "no head": (_spent(ledger_head="../../etc"), "as the head of its ledger, expected DIGEST:LENGTH"),
+    "an empty ledger": (_spent(ledger_head="ab" * 32 + ":0"), "as the head of its ledger, expected DIGEST:LENGTH"),
+    "a NaN": (_tensor("heads.w", torch.tensor([0.0, math.nan])), "heads.w holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WITH_PRIVACY)
+def test_what_is_wrong_with_privacy_is_named(case: str, make_good: MakeGood) -> None:
+    change, reason = WRONG_WITH_PRIVACY[case]
+    said = _check(change(_private(make_good())), TRAINED)
+    assert said is not None
+    assert reason in said
+
+
+def test_parts_of_groups_count_with_privacy_and_a_site_may_keep_no_budget(make_good: MakeGood) -> None:
+    good = _private(make_good())
+    assert _check(good, TRAINED) is None
+    assert _check(replace(good, privacy=None), TRAINED) is None
+    loss = replace(good, metrics=make_good().metrics)
+    assert _check(loss, TRAINED) == "tells metrics, for which privacy pays nothing; the site runs other code"
+
+
+def test_a_statement_for_a_recipe_without_privacy_is_other_code(make_good: MakeGood) -> None:
+    assert _check(replace(make_good(), privacy=SPENT)) == "tells what privacy cost, and the recipe has none"

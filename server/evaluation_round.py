@@ -21,7 +21,7 @@ from panfm import recipes
 from panfm.config import EvaluationConfig, Recipe
 from panfm.export.model_folder import ModelFolder
 from panfm.groups import SHARED_GROUPS, keep_groups
-from panfm.protocol import EvaluateTask, JoinAnswer, Refusal, SiteReport
+from panfm.protocol import EvaluateTask, JoinAnswer, Refusal, SiteReport, Task
 from panfm.reporting.record import RoundEvaluated, SiteEvaluated
 from panfm.signing import sign
 from server.best_model import forget_other_best, keep_best
@@ -32,11 +32,30 @@ from server.run_record import RunRecord
 
 log = logging.getLogger("panfm.server")
 
-Ask = Callable[[Mapping[int, EvaluateTask]], Iterator[Exchanged]]
-"""`server.exchange.exchange` with all but the tasks given; replies of earlier rounds are the caller's to name."""
+Ask = Callable[[dict[int, Task]], Iterator[Exchanged]]
+"""`server.exchange.exchange`, which empties the mapping, with all but the tasks given; replies of earlier rounds are the
+caller's to name."""
 
 LARGEST_METRIC = 1e9
 """A site's own gate lets nothing larger out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What one site's report is held against; the task itself is gone when it comes."""
+
+    run: str
+    round: int
+    site: str
+    digest: str
+    """Of the task."""
+    organs: tuple[str, ...]
+    """That the site declared when it joined."""
+
+    @classmethod
+    def of(cls, task: Task, organs: tuple[str, ...]) -> Asked:
+        """What the report on this task will be held against."""
+        return cls(run=task.run, round=task.round, site=task.site, digest=task.digest(), organs=organs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +88,8 @@ class Evaluator:
         """
         started, number = time.monotonic(), model.card.round
         tasks = self._tasks(model, sites, as_received)
-        organs = {site.site: site.organs for site in sites.values()}
-        verdicts = [self._note(tasks[e.node], e, organs[e.site]) for e in self.ask(tasks) if e.fate is not Fate.overdue]
+        asked = {node: Asked.of(task, sites[node].organs) for node, task in tasks.items()}
+        verdicts = [self._note(asked[e.node], e) for e in self.ask(tasks) if e.fate is not Fate.overdue]
         summary = self.past.summary(
             number,
             [verdict for verdict in verdicts if verdict.outcome == "accepted"],
@@ -90,10 +109,10 @@ class Evaluator:
         model: ModelFolder,
         sites: Mapping[int, JoinAnswer],
         as_received: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-    ) -> dict[int, EvaluateTask]:
+    ) -> dict[int, Task]:
         """One a site that may be able to, each with only the groups that the site needs."""
         student, teacher, recipe = as_received(model.student), as_received(model.teacher), recipes.to_yaml(self.recipe)
-        tasks = {}
+        tasks: dict[int, Task] = {}
         for node in sorted(node for node, site in sites.items() if self.past.can_ask(site.site)):
             site = sites[node]
             groups = (*SHARED_GROUPS, *site.organs)
@@ -108,13 +127,13 @@ class Evaluator:
             tasks[node] = task.signed(sign(self.key, task.digest()))
         return tasks
 
-    def _note(self, task: EvaluateTask, exchanged: Exchanged, organs: Collection[str]) -> SiteEvaluated:
+    def _note(self, asked: Asked, exchanged: Exchanged) -> SiteEvaluated:
         """One site's part, judged and on record."""
-        verdict = judged(task, exchanged, organs, self.recipe.federation.evaluation)
+        verdict = judged(asked, exchanged, self.recipe.federation.evaluation)
         self._put(verdict)
         if verdict.outcome != "accepted":
             what = verdict.outcome.replace("_", " ")
-            log.warning("evaluation after round %d: %s %s: %s", task.round, task.site, what, verdict.reason)
+            log.warning("evaluation after round %d: %s %s: %s", verdict.round, verdict.site, what, verdict.reason)
         return verdict
 
     def _put(self, event: SiteEvaluated | RoundEvaluated) -> None:
@@ -122,20 +141,14 @@ class Evaluator:
         self.past.note(event)
 
 
-def judged(
-    task: EvaluateTask, exchanged: Exchanged, organs: Collection[str], config: EvaluationConfig
-) -> SiteEvaluated:
-    """What one site's part comes to.
-
-    Args:
-        organs: that the site declared when it joined.
-    """
-    outcome, reason = _outcome(task, exchanged, organs, config)
+def judged(asked: Asked, exchanged: Exchanged, config: EvaluationConfig) -> SiteEvaluated:
+    """What one site's part comes to."""
+    outcome, reason = _outcome(asked, exchanged, config)
     report = exchanged.answer if isinstance(exchanged.answer, SiteReport) else None
     counted = report if outcome == "accepted" else None
     return SiteEvaluated(
-        round=task.round,
-        site=task.site,
+        round=asked.round,
+        site=asked.site,
         outcome=outcome,
         reason=reason,
         seconds=exchanged.seconds,
@@ -148,9 +161,7 @@ def judged(
     )
 
 
-def _outcome(
-    task: EvaluateTask, exchanged: Exchanged, organs: Collection[str], config: EvaluationConfig
-) -> tuple[str, str]:
+def _outcome(asked: Asked, exchanged: Exchanged, config: EvaluationConfig) -> tuple[str, str]:
     """A word of `SiteEvaluated.outcome`, and the reason for it."""
     answer = exchanged.answer
     if exchanged.fate is not Fate.answered:
@@ -160,24 +171,22 @@ def _outcome(
         return "failed" if failed else "refused", one_line(f"{answer.code}: {answer.reason}")
     if not isinstance(answer, SiteReport):
         return "left_out", "the reply to an evaluation is neither a report nor a refusal"
-    reason = why_left_out(task, answer, organs, config)
+    reason = why_left_out(asked, answer, config)
     return ("accepted", "") if reason is None else ("left_out", reason)
 
 
-def why_left_out(
-    task: EvaluateTask, report: SiteReport, organs: Collection[str], config: EvaluationConfig
-) -> str | None:
+def why_left_out(asked: Asked, report: SiteReport, config: EvaluationConfig) -> str | None:
     """Why this report must not count, or None when it may; names fields, and holds no value of a metric."""
     for name in ("run", "round", "site"):
-        if getattr(report, name) != getattr(task, name):
-            return f"reports on {name} {getattr(report, name)!r:.80}, expected {getattr(task, name)!r:.80}"
-    if report.task_digest != task.digest():
+        if getattr(report, name) != getattr(asked, name):
+            return f"reports on {name} {getattr(report, name)!r:.80}, expected {getattr(asked, name)!r:.80}"
+    if report.task_digest != asked.digest:
         return "reports on another task than it was sent"
     if report.num_subjects < 1:
         return "looked at no subject; a site without held-out subjects should refuse instead"
     if any(not 0 <= number <= report.num_subjects for number in report.organ_subjects.values()):
         return "counts subjects of an organ outside 0 to its subjects in all"
-    return _wrong_metric(report, organs, config)
+    return _wrong_metric(report, asked.organs, config)
 
 
 def _wrong_metric(report: SiteReport, organs: Collection[str], config: EvaluationConfig) -> str | None:

@@ -10,12 +10,15 @@ a later round and kept out. A peer that sends something else than was asked for 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
+from torch import Tensor
 
 from panfm.config import FederationConfig
 from panfm.errors import ProtocolError
@@ -50,6 +53,9 @@ _SPARE_S = 600.0
 _DIED = "the site's program ended without an answer; its own log says why"
 _NOT_SENT = "a message could not be sent to the site; the SuperLink's log says why"
 _LOST = "the site has lost the parcels of its task; its own log says why"
+
+
+T = TypeVar("T", bound=Task)
 
 
 class Fate(Enum):
@@ -107,7 +113,7 @@ class Post(Mailbox[Label]):
 
 def exchange(
     post: Post,
-    tasks: Mapping[int, Task],
+    tasks: MutableMapping[int, Task],
     spool: Spool,
     *,
     key: Ed25519PrivateKey,
@@ -119,7 +125,8 @@ def exchange(
     Args:
         post: the run's mailbox.
         tasks: node -> signed task, all of one round; their tensors are as the sites will receive them
-            (`panfm.wire.encoding.as_received`), and those that sites share are the same tensors.
+            (`panfm.wire.encoding.as_received`), and those that sites share are the same tensors. Each is taken out as it is
+            packed, and its tensors are held no longer: rounded ones are a model more.
         spool: where updates are kept; the caller empties it (`Spool.drop`) when the round's model is safe.
         key: signs the messages that carry parcels.
         federation: `wire` and `retries`.
@@ -133,8 +140,8 @@ def exchange(
     errands = {
         node: _Errand(
             node=node,
-            task=task,
-            labels=outbox.pack(task),
+            task=without_values(tasks[node]),
+            labels=outbox.pack(tasks.pop(node)),
             outbox=outbox,
             spool=spool,
             key=key,
@@ -142,8 +149,9 @@ def exchange(
             ttl_s=2 * deadline_s + _SPARE_S,
             started=started,
         )
-        for node, task in sorted(tasks.items())
+        for node in sorted(tasks)
     }
+    outbox.let_go()
     while errands:
         yield from _send_due(post, errands, list(errands))
         heard = False
@@ -164,6 +172,15 @@ def exchange(
             post.rest(min([deadline, *(errand.due for errand in errands.values() if errand.asked is None)]))
     for errand in errands.values():
         yield errand.late(deadline_s)
+
+
+def without_values(task: T) -> T:
+    """The same task with names and shapes of its tensors and nothing in them; its digest cannot be had of it."""
+
+    def shapes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+
+    return replace(task, student=shapes(task.student), teacher=shapes(task.teacher))
 
 
 def _send_due(post: Post, errands: dict[int, _Errand], nodes: Iterable[int]) -> Iterator[Exchanged]:
@@ -197,6 +214,7 @@ class _Errand:
 
     node: int
     task: Task
+    """Without its values."""
     labels: tuple[ParcelLabel, ...]
     """The parcels of its task."""
     outbox: Outbox

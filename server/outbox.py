@@ -39,6 +39,10 @@ class Outbox:
         """The parcels in which this task's tensors travel, in order; new ones are written."""
         return tuple(label for bundle in self._bundles(task) for label in self._pack(bundle))
 
+    def let_go(self) -> None:
+        """Hold the tensors no longer; a task that is packed after this is packed anew."""
+        self._packed.clear()
+
     def read(self, label: ParcelLabel) -> Parcel:
         """One parcel."""
         return Parcel((self._folder / label.sha256).read_bytes(), label.sha256)

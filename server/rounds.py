@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
@@ -32,7 +32,7 @@ from server.aggregation.state import ServerState
 from server.aggregation.votes import Vote
 from server.attendance import ACCEPTED, LATE, LEFT_OUT, OVERDUE
 from server.coverage import latest_coverage
-from server.exchange import Exchanged, Fate, Post, exchange
+from server.exchange import Exchanged, Fate, Post, exchange, without_values
 from server.journal import OpenRound
 from server.messages import one_line
 from server.participants import RoundPlan
@@ -158,14 +158,16 @@ class RoundRunner:
             yield self._note(plan.number, site, gone, Exchanged(node=0, site=site, round=plan.number, fate=Fate.late))
         nodes = sorted(node for node in waiting.values() if node is not None)
         tasks = self._tasks(plan, nodes, model)
-        for came in self.ask({node: asked.task for node, asked in tasks.items()}, plan.deadline_s):
+        whole: dict[int, Task] = {node: asked.task for node, asked in tasks.items()}
+        tasks = {node: replace(asked, task=without_values(asked.task)) for node, asked in tasks.items()}
+        for came in self.ask(whole, plan.deadline_s):
             yield self._note(plan.number, came.site, self._judge(tasks[came.node], came), came)
 
-    def ask(self, tasks: Mapping[int, Task], deadline_s: float | None = None) -> Iterator[Exchanged]:
+    def ask(self, tasks: MutableMapping[int, Task], deadline_s: float | None = None) -> Iterator[Exchanged]:
         """Send tasks and yield what becomes of each; what comes of earlier rounds meanwhile is put on record and kept out.
 
         Args:
-            tasks: node -> task, all of one round.
+            tasks: node -> task, all of one round; each is taken out as it is packed.
             deadline_s: None: as long as the recipe allows a round.
         """
         federation = self.recipe.federation

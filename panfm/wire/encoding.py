@@ -72,7 +72,8 @@ def decode_block(name: str, values: Tensor, scales: Tensor | None) -> Tensor:
 
 def as_received(tensors: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
     """What the peer will have decoded; the very same tensors with fp32."""
-    return decode(encode(tensors, encoding))
+    # One at a time: raw tensors are half a model more.
+    return {name: decode(encode({name: tensor}, encoding))[name] for name, tensor in sorted(tensors.items())}
 
 
 def num_scales(num_values: int) -> int:

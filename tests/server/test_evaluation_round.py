@@ -17,11 +17,11 @@ from panfm import recipes
 from panfm.config import EvaluationConfig, Recipe
 from panfm.export.model_folder import ModelFolder, make_card, read_model
 from panfm.models.build import initial_parameters
-from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, EvaluationMetrics, JoinAnswer, Refusal, SiteReport
+from panfm.protocol import PROTOCOL_VERSION, EvaluateTask, EvaluationMetrics, JoinAnswer, Refusal, SiteReport, Task
 from panfm.reporting.record import Event, RoundEvaluated, SiteEvaluated, read_record
 from panfm.signing import is_signed_by, public_hex
 from server.best_model import best_model
-from server.evaluation_round import Evaluator, judged, why_left_out
+from server.evaluation_round import Asked, Evaluator, judged, why_left_out
 from server.evaluations import Evaluations
 from server.exchange import Exchanged, Fate
 from server.run_record import RunRecord
@@ -41,6 +41,9 @@ def _recipe() -> Recipe:
 def _task(**changes: Any) -> EvaluateTask:
     values: dict[str, Any] = {"run": "r", "round": 2, "site": "north", "recipe": "", "student": {}, "teacher": {}}
     return EvaluateTask(**(values | changes))
+
+
+ASKED = Asked.of(_task(), ORGANS)
 
 
 def _metrics(**changes: Any) -> EvaluationMetrics:
@@ -72,7 +75,7 @@ def _report(task: EvaluateTask, **changes: Any) -> SiteReport:
 
 
 def test_an_honest_report_counts() -> None:
-    assert why_left_out(_task(), _report(_task()), ORGANS, CONFIG) is None
+    assert why_left_out(ASKED, _report(_task()), CONFIG) is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_an_honest_report_counts() -> None:
     ],
 )
 def test_a_report_that_is_not_as_it_should_be_is_left_out(changes: dict[str, Any], word: str) -> None:
-    reason = why_left_out(_task(), _report(_task(), **changes), ORGANS, CONFIG)
+    reason = why_left_out(ASKED, _report(_task(), **changes), CONFIG)
     assert reason is not None
     assert word in reason
 
@@ -126,7 +129,7 @@ def test_everything_that_can_become_of_a_task_has_its_word(exchanged: dict[str, 
         "seconds": 3.0,
         "bytes_up": 5,
     }
-    event = judged(_task(), Exchanged(**(values | exchanged)), ORGANS, CONFIG)
+    event = judged(ASKED, Exchanged(**(values | exchanged)), CONFIG)
     assert (event.outcome, event.round, event.site, event.bytes_up) == (outcome, 2, "north", 5)
     assert bool(event.reason) is (outcome != "accepted")
     assert bool(event.metrics) is (outcome == "accepted")
@@ -139,8 +142,10 @@ class _Sites:
         self.ratios = dict(ratios)
         self.asked: list[EvaluateTask] = []
 
-    def __call__(self, tasks: Mapping[int, EvaluateTask]) -> Iterator[Exchanged]:
-        for node, task in tasks.items():
+    def __call__(self, tasks: dict[int, Task]) -> Iterator[Exchanged]:
+        for node in list(tasks):
+            task = tasks.pop(node)  # as the exchange does
+            assert isinstance(task, EvaluateTask)
             self.asked.append(task)
             yield Exchanged(node=node, site=task.site, round=1, fate=Fate.overdue)
             told = _metrics(loss_patch=self.ratios[task.site], collapse_loss=1.0, share={}, lift={}, probes={})

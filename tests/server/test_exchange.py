@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -274,7 +276,7 @@ def _run(
     came = list(
         exchange(
             post or Post(grid),
-            _tasks(federation) if tasks is None else tasks,
+            dict(_tasks(federation) if tasks is None else tasks),
             Spool(folder),
             key=KEY,
             federation=federation,
@@ -284,6 +286,22 @@ def _run(
     mine = [one for one in came if one.fate is not Fate.overdue]
     assert sorted(one.site for one in mine) == sorted(site for site, _ in SITES.values()), "once a node"
     return {one.site: one for one in mine}
+
+
+def test_tasks_and_their_tensors_are_let_go_once_they_are_packed(tmp_path: Path) -> None:
+    """Rounded tensors are a model of their own, which must not lie in memory until the last site has answered."""
+    federation = FederationConfig(wire=WireConfig(down=Encoding.bf16))
+    nodes, _ = _nodes(federation)
+    tasks = dict(_tasks(federation))
+    held = [
+        weakref.ref(tensor) for task in tasks.values() for tensor in (*task.student.values(), *task.teacher.values())
+    ]
+    came = exchange(Post(NodeGrid(nodes)), tasks, Spool(tmp_path), key=KEY, federation=federation, deadline_s=60.0)
+    next(came)
+    gc.collect()
+    assert held
+    assert not any(tensor() is not None for tensor in held)
+    assert tasks == {}
 
 
 def _whole(came: Exchanged) -> dict[str, Tensor]:

@@ -6,6 +6,17 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 # More settings for the rehearsal of `make demo`, for example DEMO_ARGS="rounds=2 sites=4".
 DEMO_ARGS ?=
 
+# What images are made with and from: docker does as well as podman, and any base that has Python 3.11. Where an engine may not make
+# namespaces, as inside a container, say BUILDAH_ISOLATION=chroot and BUILD_NETWORK=host.
+ENGINE ?= podman
+BUILD_NETWORK ?= none
+BASE_IMAGE ?= python:3.11-slim-bookworm
+# The index that torch comes from, for a wheelhouse with CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?=
+
+# Which rows of the fault matrix; all that were not made yet, if nothing is said.
+FAULTS_ARGS ?=
+
 VENV := .venv
 # Installed first and by itself: the largest download, and the one whose build (CPU, CUDA) the machine's index decides.
 TORCH := torch==2.13.0
@@ -15,7 +26,7 @@ PROJECT := --no-build-isolation --editable '.[federation,dev]'
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format hooks constraints clean
+.PHONY: help demo test test-slow lint format hooks constraints wheelhouse release images test-containers faults clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +39,12 @@ test: $(STAMP) ## Run the fast tests
 
 test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daemons
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow --override-ini faulthandler_timeout=1800
+
+test-containers: $(STAMP) ## Run a study in containers (as root, after `make wheelhouse images`; nginx: tests/containers/make_nginx.sh)
+	$(VENV)/bin/python -m pytest -m slow tests/containers -rs --override-ini faulthandler_timeout=3600
+
+faults: $(STAMP) ## Do every fault to a study in containers, and write deploy/FAULTS.md; FAULTS_ARGS="--rows kill" does some
+	$(VENV)/bin/python -m tests.containers.faults $(FAULTS_ARGS)
 
 lint: $(STAMP) ## Check style (ruff) and types (mypy --strict)
 	$(VENV)/bin/ruff check .
@@ -52,6 +69,27 @@ constraints: ## Resolve every dependency anew in a throw-away environment and re
 	build/resolve/bin/python -m pip freeze --all --exclude-editable | sed '/^pip==/d; s/+[a-z0-9.]*$$//' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/resolve
+
+wheelhouse: $(STAMP) ## Fetch every wheel that the images are built from, with its digest, into build/
+	rm -rf build/wheelhouse
+	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir build/wheelhouse --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) '.[federation]'
+	rm build/wheelhouse/panfm-*.whl
+	$(VENV)/bin/python deploy/wheelhouse.py build/wheelhouse
+	$(MAKE) release
+
+release: ## Make panfm's own wheel for the images, without a network, into build/release
+	rm -rf build/release
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/release .
+	$(VENV)/bin/python deploy/wheelhouse.py build/release
+
+images: ## Build the images of coordinator and site from build/wheelhouse, without a network
+	@test -f build/wheelhouse/requirements.txt && test -f build/release/requirements.txt || { echo 'the wheels are missing: run `make wheelhouse` first' >&2; exit 1; }
+	for side in coordinator site; do \
+	  $(ENGINE) build --network $(BUILD_NETWORK) $(if $(findstring podman,$(ENGINE)),--format docker) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	    --build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date --utc --iso-8601=seconds) \
+	    --file deploy/$$side/Dockerfile --tag localhost/panfm-$$side . || exit 1; \
+	done
 
 clean: ## Remove the environment and what builds leave behind; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

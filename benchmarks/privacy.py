@@ -1,4 +1,4 @@
-"""What does privacy cost in usefulness? Macro AUROC of 13 disease categories against epsilon, by cohort, mode and start.
+"""What does privacy cost in usefulness? AUROC of diseases and R2 of age against epsilon, by cohort, mode and start.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/privacy.py [minutes=M] [workers=2] [repeats=1] [--quick]
 
@@ -21,7 +21,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -52,7 +52,7 @@ from panfm import recipes
 from panfm.config import Missingness, PrivacyMode
 from panfm.data.prepare import prepare_store
 from panfm.data.synthetic import SyntheticSite, write_synthetic_site
-from panfm.evaluation.probes import Floats, auc, bootstrap, interval
+from panfm.evaluation.probes import Floats, auc, bootstrap, interval, r2
 from panfm.randomness import stream
 from panfm.reporting import palette
 from simulation.progress import Display
@@ -191,23 +191,28 @@ def run_unless_late(sizes: Sizes, deadline: float, arm: Arm) -> str:
         return ""
     place.parent.mkdir(parents=True, exist_ok=True)
     seconds = run_arm(sizes, arm, place)
-    return f"{arm.name}: {macro_auroc(read_arm(place)):.4f} after {seconds:.0f} s of processor time\n"
+    found = read_arm(place)
+    return f"{arm.name}: AUROC {macro_auroc(found):.4f}, age R2 {age_r2(found):.4f} after {seconds:.0f} s of processor time\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Found:
-    """What an arm's probes say of the test subjects."""
+    """What an arm's probes say of the test subjects (`benchmarks.privacy_arms.probed`)."""
 
     targets: Floats
     """[categories, n]."""
     scores: Floats
+    age: Floats
+    """Years, [1, n]."""
+    age_scores: Floats
     seconds: float
 
 
 def read_arm(place: Path) -> Found:
     """The result of an arm that was run."""
     with np.load(place) as kept:
-        return Found(targets=kept["targets"], scores=kept["scores"], seconds=float(kept["seconds"]))
+        arrays = {name: kept[name] for name in ("targets", "scores", "age", "age_scores")}
+        return Found(**arrays, seconds=float(kept["seconds"]))
 
 
 def macro_auroc(found: Found) -> float:
@@ -215,10 +220,33 @@ def macro_auroc(found: Found) -> float:
     return float(np.nanmean(auc(found.targets, found.scores)))
 
 
+def age_r2(found: Found) -> float:
+    """How much of age the embedding tells."""
+    return float(r2(found.age, found.age_scores)[0])
+
+
 @cache
-def resampled(found: Found) -> Floats:
-    """The same on resampled test subjects, paired over arms."""
+def resampled_auroc(found: Found) -> Floats:
+    """Macro AUROC on resampled test subjects, paired over arms."""
     return bootstrap(auc, found.targets, found.scores, stream(0, "benchmark of privacy", "bootstrap"))
+
+
+@cache
+def resampled_r2(found: Found) -> Floats:
+    """R2 of age on the same resampled test subjects."""
+    return bootstrap(r2, found.age, found.age_scores, stream(0, "benchmark of privacy", "bootstrap"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What is read off an arm: its value, and the values on resampled test subjects."""
+
+    value: Callable[[Found], float]
+    resampled: Callable[[Found], Floats]
+
+
+AUROC = Measure(value=macro_auroc, resampled=resampled_auroc)
+AGE = Measure(value=age_r2, resampled=resampled_r2)
 
 
 # ---- what is shown ----------------------------------------------------------------------------------------------------
@@ -237,7 +265,9 @@ def page(sizes: Sizes, found: Mapping[Arm, Found], num_arms: int) -> str:
         + ", ".join(f"{sample} of {number:,}" for number, sample in sorted(sizes.samples.items()))
         + ". Each cell: AUROC, and in brackets the gain over the model that the arm began from, with its 95 % interval on the "
         "same resampled test subjects (of the test subjects only: another draw of the noise moves it, too).\n",
-        *table(sizes, found),
+        *table(sizes, found, AUROC),
+        "\nR2 of age, cells as above.\n",
+        *table(sizes, found, AGE),
         "\nNoise to signal of a step at the first hospital: the norm of the noise over the largest norm of the mean "
         "gradient, and in brackets the noise multiplier. Two hospitals' mean has 0.7 of it where both train a parameter.\n",
         *noise_table(sizes),
@@ -247,7 +277,7 @@ def page(sizes: Sizes, found: Mapping[Arm, Found], num_arms: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(sizes: Sizes, found: Mapping[Arm, Found]) -> list[str]:
+def table(sizes: Sizes, found: Mapping[Arm, Found], measure: Measure) -> list[str]:
     """A row for each start, mode and cohort."""
     rows = [
         "| start | trained | subjects per site | no training | "
@@ -263,8 +293,8 @@ def table(sizes: Sizes, found: Mapping[Arm, Found]) -> list[str]:
                 "public" if public else "seeded",
                 MODES[mode],
                 f"{subjects:,}",
-                f"{macro_auroc(start):.3f}" if start else "",
-                *(cell(runs, start) for runs in arms),
+                f"{measure.value(start):.3f}" if start else "",
+                *(cell(runs, start, measure) for runs in arms),
             ]
             rows.append("| " + " | ".join(cells) + " |")
     return rows
@@ -276,13 +306,13 @@ def of(found: Mapping[Arm, Found], public: bool, mode: PrivacyMode, subjects: in
     return [one for arm, one in found.items() if (arm.public, arm.mode, arm.subjects, arm.epsilon) == asked]
 
 
-def cell(runs: Sequence[Found], start: Found | None) -> str:
+def cell(runs: Sequence[Found], start: Found | None, measure: Measure) -> str:
     """The mean over the repeats, and what it gains."""
     if not runs or start is None:
         return ""
-    value = float(np.mean([macro_auroc(run) for run in runs]))
-    low, high = interval(np.mean([resampled(run) for run in runs], axis=0) - resampled(start))
-    return f"{value:.3f} ({value - macro_auroc(start):+.3f}, {low:+.3f} to {high:+.3f})"
+    value = float(np.mean([measure.value(run) for run in runs]))
+    low, high = interval(np.mean([measure.resampled(run) for run in runs], axis=0) - measure.resampled(start))
+    return f"{value:.3f} ({value - measure.value(start):+.3f}, {low:+.3f} to {high:+.3f})"
 
 
 def shown(epsilon: float) -> str:

@@ -47,8 +47,8 @@ NO_NOISE = 1e-6
 CLIP_NORM = 0.1
 """Below the norm of nearly every subject's gradient (2 to 3 from a public start, 6 to 70 from a seeded one): AdamW does not care
 how long a mean gradient is, and the noise is measured against the clip."""
-EPSILONS = (8.0, math.inf, 1.0, 3.0)
-"""In the order of what they tell: whether the usual budget lets anything be learnt, and whether there was anything to learn."""
+EPSILONS = (math.inf, 8.0, 1.0, 3.0)
+"""In the order of what they tell: whether there was anything to learn, and whether the usual budget lets it be learnt."""
 STARTS = (
     (True, PrivacyMode.dp_adapters),
     (False, PrivacyMode.dp_full),
@@ -169,9 +169,16 @@ def run_arm(sizes: Sizes, arm: Arm, place: Path) -> float:
     model = first_model(recipe, str(sizes.folder / "public" / "model") if arm.public else "")
     if arm.mode is not PrivacyMode.none:
         model = conducted(model, recipe, {site: cohort_of(sizes, site, arm.subjects, recipe) for site in SITES})
-    targets, scores = probed(model.teacher, recipe, sizes.folder)
     content = io.BytesIO()
-    np.savez(content, targets=targets, scores=scores, seconds=time.process_time() - started)
+    said = probed(model.teacher, recipe, sizes.folder)
+    np.savez(
+        content,
+        targets=said["targets"],
+        scores=said["scores"],
+        age=said["age"],
+        age_scores=said["age_scores"],
+        seconds=time.process_time() - started,
+    )
     write_file(place, content.getvalue())
     return time.process_time() - started
 
@@ -216,10 +223,19 @@ def cohort_of(sizes: Sizes, site: str, subjects: int, recipe: Recipe) -> Subject
     return SubjectDataset(kept, SITES[site], recipe.organs)
 
 
-def probed(teacher: Mapping[str, Tensor], recipe: Recipe, folder: Path) -> tuple[Floats, Floats]:
-    """Disease categories of the test subjects, and what probes on the probe subjects say of them; both [categories, n]."""
+def probed(teacher: Mapping[str, Tensor], recipe: Recipe, folder: Path) -> dict[str, Floats]:
+    """What probes on the probe subjects say of the test subjects.
+
+    Returns: `targets` and `scores` of the disease categories, both [categories, n]; `age` and `age_scores` (years), both [1, n].
+    """
     probe, test = (read_held_out([folder / split], recipe, split) for split in ("probe", "test"))
     categories = sorted(name for name in test.labels if name.startswith("cat_"))
     seen: Sequence[NDArray[np.float32]] = [embed_subjects(teacher, recipe, part.dataset) for part in (probe, test)]
     known, asked = (np.stack([part.labels[name] for name in categories]) for part in (probe, test))
-    return asked, ridge_scores(seen[0], known, seen[1])
+    known_age, asked_age = (part.labels["age"][None] for part in (probe, test))
+    return {
+        "targets": asked,
+        "scores": ridge_scores(seen[0], known, seen[1]),
+        "age": asked_age,
+        "age_scores": ridge_scores(seen[0], known_age, seen[1]),
+    }

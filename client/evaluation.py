@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import torch
 
-from client.workspace import Workspace, free_memory_gib
+from client.workspace import Workspace
 from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.store import PreparedStore
@@ -22,6 +22,7 @@ from panfm.pretrain.held_out import held_out_loss
 from panfm.protocol import EvaluateTask, EvaluationMetrics, Refusal, SiteReport
 from panfm.randomness import stream
 from panfm.site.admission import Admitted, Refused, SiteFacts, admit
+from panfm.site.free_memory import free_memory_gib
 
 log = logging.getLogger("panfm.client")
 

@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import panfm
 from client.private_training import train_privately
-from client.workspace import Workspace, free_memory_gib
+from client.progress import log_step
+from client.workspace import Workspace
 from panfm.config import Recipe
 from panfm.data.native import spacing_class
 from panfm.groups import SHARED_GROUPS, keep_groups
@@ -22,13 +24,11 @@ from panfm.pretrain.local_round import TrainedRound, train_round
 from panfm.protocol import PROTOCOL_VERSION, SPACINGS, JoinAnswer, Refusal, SiteUpdate, TrainTask
 from panfm.site.admission import Admitted, Refused, Repeated, SiteFacts, admit, offered_organs
 from panfm.site.answers import Kept
+from panfm.site.free_memory import free_memory_gib
 from panfm.wire.feedback import encode_with_feedback
 from panfm.wire.parcels import Parcel, pack
 
 log = logging.getLogger("panfm.client")
-
-progress = logging.getLogger("panfm.client.progress")
-"""The site's own log of steps; each record has `site`, `round`, `step`, `num_steps` and `loss`. It never leaves the site."""
 
 
 def join(workspace: Workspace) -> JoinAnswer:
@@ -141,11 +141,6 @@ def _train(
 ) -> TrainedRound:
     """What the site learned; the scans that it did without are named in its own log."""
     site = workspace.policy.site
-
-    def log_step(step: int, num_steps: int, loss: float) -> None:
-        about = {"site": site, "round": task.round, "step": step, "num_steps": num_steps, "loss": loss}
-        progress.info("round %d step %d of %d: loss %.4f", task.round, step, num_steps, loss, extra=about)
-
     groups = (*SHARED_GROUPS, *organs)  # of an organ whose scans the site no longer has, it was sent too much
     trained = train_round(
         keep_groups(task.student, groups),
@@ -157,7 +152,7 @@ def _train(
         moments=before.moments,
         device=workspace.policy.device,
         loader_threads=workspace.policy.loader_threads,
-        on_step=log_step,
+        on_step=partial(log_step, site, task.round),
     )
     for scan in trained.dropped:
         log.warning("round %d went without a scan: %s", task.round, scan.reason)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from client.progress import log_step
 from client.workspace import Workspace
 from panfm.config import Recipe
 from panfm.data.dataset import DroppedScan, SubjectDataset
@@ -90,14 +92,10 @@ def _prepared(
     from panfm.pretrain.private_step import PrivateTraining
 
     torch.set_num_threads(recipe.threads)
-    groups, device, privacy = (*SHARED_GROUPS, *dataset.organs), workspace.policy.device, recipe.privacy
+    groups, policy = (*SHARED_GROUPS, *dataset.organs), workspace.policy
     student, teacher = keep_groups(task.student, groups), keep_groups(task.teacher, groups)
-    training = PrivateTraining(student, teacher, dataset.organs, recipe, privacy, device=device)
-
-    def train() -> PrivateRound:
-        return run_private_round(training, student, dataset, recipe, privacy, round_number=task.round, device=device)
-
-    return train
+    training = PrivateTraining(student, teacher, dataset.organs, recipe, recipe.privacy, device=policy.device)
+    return partial(run_private_round, training, dataset, task.round, partial(log_step, policy.site, task.round))
 
 
 def _charge(

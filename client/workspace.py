@@ -20,8 +20,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from panfm.config import Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.data.store import PreparedStore
@@ -36,8 +34,6 @@ from panfm.site.parcel_shelf import ParcelShelf
 from panfm.site.policy import Policy
 from panfm.site.policy_file import read_policy
 from panfm.site.reports_given import ReportStore
-
-_MEMINFO = Path("/proc/meminfo")
 
 TRAINING_SPLITS = ("", "pretrain")
 """Values of a scan's `split` that allow training on it; every other (probe, validation, test, ...) forbids it."""
@@ -119,17 +115,6 @@ def open_workspace(node_config: Mapping[str, object]) -> Workspace:
 def open_audit_log(folder: Path) -> AuditLog:
     """The site's audit log, to write. Raises: ConfigError without a key that can be used, AuditError without a sound log."""
     return AuditLog.open(folder, SiteIdentity.open(folder).signing_key)
-
-
-def free_memory_gib(device: str) -> float | None:
-    """Memory that a device has left now (GiB); None where that cannot be asked. A container's own limit is not known here."""
-    try:
-        if device.startswith("cuda"):
-            return torch.cuda.mem_get_info(device)[0] / 2**30
-        available = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) / 2**20
-    except (OSError, StopIteration, ValueError, IndexError, RuntimeError, AssertionError):
-        return None
 
 
 def _in_splits(store: PreparedStore, splits: Collection[str]) -> PreparedStore:

@@ -19,10 +19,14 @@ from panfm.site.bundles import FLOWER_VERSION
 
 CLIENTAPP = "flwr.supernode.runtime.run_clientapp"
 SUPEREXEC = "flwr.supercore.superexec.run_superexec"
+SUPERNODE_LOOP = "flwr.supernode.start_client_internal"
+FLEET_CONNECTION = "flwr.supernode.fleet_http_connection"
 
 SOURCES = {
     CLIENTAPP: "fa6612aaeda9cd398de69199b0cf264a38f72c1b9cfdc53644c8d6dab0b70eb6",
     SUPEREXEC: "6b4855d76940ae0f257555b6e0e9894cc46b1ee9d5675092b0e16a5053e4b2fa",
+    SUPERNODE_LOOP: "d6342f743fdf768f63305b88414ae2654e9a21bda153739da19c608e8d375067",
+    FLEET_CONNECTION: "8b90826f407ab5d30564379fd1d475f66565b87547ff612eb5672277e92a33c8",
 }
 """Module of Flower -> SHA-256 of its source as in the release's wheel."""
 

@@ -49,6 +49,25 @@ def write_file(place: Path, content: bytes, *, flushed: bool = True) -> None:
         raise
 
 
+def write_private(place: Path, content: bytes) -> None:
+    """As `write_file`, for what nobody but its owner may read, from its first byte on.
+
+    Raises: OSError, leaving no temporary file behind.
+    """
+    temporary = place.with_name(f".{place.name}.draft")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(place)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def flush(path: Path) -> None:
     """Ask the operating system to put a file's or a folder's content on disk now."""
     descriptor = os.open(path, os.O_RDONLY)

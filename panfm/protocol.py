@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -72,7 +72,27 @@ class JoinAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainTask:
+class _Signable:
+    """What a coordinator signs before a site acts on it, or keeps a byte of it."""
+
+    signature: str = ""
+    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything but the signature and the parcels, tensors included; never that of a message of another
+        kind, whose signature it could borrow."""
+        parts = _TENSOR_FIELDS.get(type(self), ())
+        header = _header(self, leave_out=(*parts, "parcels", "signature")) | _kind_in_digest(type(self))
+        header |= {f"{part}_digest": update.digest(getattr(self, part)) for part in parts}
+        return hashlib.sha256(_canonical(header).encode()).hexdigest()
+
+    def signed(self, signature: str) -> Self:
+        """The same with its signature."""
+        return replace(self, signature=signature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTask(_Signable):
     """One round's work for one site: only the groups that the site needs, student and teacher aligned."""
 
     run: str
@@ -94,18 +114,6 @@ class TrainTask:
     parcels: tuple[ParcelLabel, ...] = ()
     """In which the tensors travel, in this order; how they travel is no part of `digest()`."""
     protocol_version: int = PROTOCOL_VERSION
-    signature: str = ""
-    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything but the signature and the parcels, tensors included."""
-        header = _header(self, leave_out=("student", "teacher", "parcels", "signature"))
-        header["student_digest"], header["teacher_digest"] = update.digest(self.student), update.digest(self.teacher)
-        return hashlib.sha256(_canonical(header).encode()).hexdigest()
-
-    def signed(self, signature: str) -> TrainTask:
-        """The same task with its signature."""
-        return replace(self, signature=signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +123,13 @@ class TrainMetrics:
     loss: float
     """Weighted sum of the terms."""
     loss_patch: float
-    """Term (a), smooth-L1 per feature."""
+    """Of hidden patches, by the recipe's objective: features, term (a), smooth-L1 per feature; prototypes, cross-entropy in nats;
+    pixels, squared error per normalised voxel."""
     loss_organ: float | None
-    """Term (b), smooth-L1 per feature; None where no subject has two organs."""
+    """Features, and pixels that weigh it: term (b), smooth-L1 per feature; None where no subject has two organs, or without a
+    weight. Prototypes: cross-entropy of the subject token in nats."""
     collapse_loss: float
-    """Term (a) of the best constant prediction for this round's targets.
+    """`loss_patch` of the best constant prediction for this round's targets; of prototypes ln K, where all are alike.
 
     A loss far above it does not learn, one far below it does.
     """
@@ -192,7 +202,7 @@ class SiteUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateTask:
+class EvaluateTask(_Signable):
     """One site's part in the evaluation of the model after a round: only the groups that the site needs.
 
     It travels as a `TrainTask` does and leaves nothing behind at the site but the report.
@@ -209,18 +219,6 @@ class EvaluateTask:
     parcels: tuple[ParcelLabel, ...] = ()
     """In which the tensors travel, in this order; how they travel is no part of `digest()`."""
     protocol_version: int = PROTOCOL_VERSION
-    signature: str = ""
-    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything but the signature and the parcels, tensors included; never that of a `TrainTask`."""
-        header = _header(self, leave_out=("student", "teacher", "parcels", "signature")) | {"kind": "evaluate_task"}
-        header["student_digest"], header["teacher_digest"] = update.digest(self.student), update.digest(self.teacher)
-        return hashlib.sha256(_canonical(header).encode()).hexdigest()
-
-    def signed(self, signature: str) -> EvaluateTask:
-        """The same task with its signature."""
-        return replace(self, signature=signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,11 +228,13 @@ class EvaluationMetrics:
     loss: float
     """Weighted sum of the terms, as in training."""
     loss_patch: float
-    """Term (a), smooth-L1 per feature."""
+    """Of hidden patches, by the recipe's objective: features, term (a), smooth-L1 per feature; prototypes, cross-entropy in nats;
+    pixels, squared error per normalised voxel."""
     loss_organ: float | None
-    """Term (b), smooth-L1 per feature; None where no subject has two organs."""
+    """Features, and pixels that weigh it: term (b), smooth-L1 per feature; None where no subject has two organs, or without a
+    weight. Prototypes: cross-entropy of the subject token in nats."""
     collapse_loss: float
-    """Term (a) of the best constant prediction for these targets."""
+    """`loss_patch` of the best constant prediction for these targets; of prototypes ln K."""
     share: dict[str, float]
     """Attention to each organ among the organs present, over subjects that have it."""
     lift: dict[str, float]
@@ -267,7 +267,7 @@ class SiteReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskParcel:
+class TaskParcel(_Signable):
     """A parcel of a task's tensors that goes ahead of the task itself; its bytes travel beside this header."""
 
     run: str
@@ -276,16 +276,6 @@ class TaskParcel:
     sha256: str
     """Of the parcel (hex)."""
     protocol_version: int = PROTOCOL_VERSION
-    signature: str = ""
-    """Hex Ed25519 signature of `digest()` by the coordinator's key: a site keeps no stranger's bytes."""
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything but the signature."""
-        return _digest_of(self)
-
-    def signed(self, signature: str) -> TaskParcel:
-        """The same with its signature."""
-        return replace(self, signature=signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +289,7 @@ class ParcelKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParcelRequest:
+class ParcelRequest(_Signable):
     """The coordinator asks for another parcel of an answer, of which the first came with the answer."""
 
     run: str
@@ -308,16 +298,6 @@ class ParcelRequest:
     sha256: str
     """One of those that the answer names; the site hands out nothing else."""
     protocol_version: int = PROTOCOL_VERSION
-    signature: str = ""
-    """Hex Ed25519 signature of `digest()` by the coordinator's key."""
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything but the signature."""
-        return _digest_of(self)
-
-    def signed(self, signature: str) -> ParcelRequest:
-        """The same with its signature."""
-        return replace(self, signature=signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,10 +339,10 @@ _KINDS: dict[str, type[Message]] = {
     "answer_parcel": AnswerParcel,
     "refusal": Refusal,
 }
-_TENSOR_FIELDS: dict[str, tuple[str, ...]] = {
-    "train_task": ("student", "teacher"),
-    "site_update": ("deltas",),
-    "evaluate_task": ("student", "teacher"),
+_TENSOR_FIELDS: dict[type[Message | _Signable], tuple[str, ...]] = {
+    TrainTask: ("student", "teacher"),
+    SiteUpdate: ("deltas",),
+    EvaluateTask: ("student", "teacher"),
 }
 _METRICS: dict[type[Message], type[TrainMetrics] | type[EvaluationMetrics]] = {
     SiteUpdate: TrainMetrics,
@@ -377,7 +357,7 @@ M = TypeVar("M", bound=Message)
 def to_envelope(message: Message) -> Envelope:
     """The message as JSON header and tensors named `<field>/<parameter>`."""
     kind = next(kind for kind, cls in _KINDS.items() if type(message) is cls)
-    parts = _TENSOR_FIELDS.get(kind, ())
+    parts = _TENSOR_FIELDS.get(type(message), ())
     tensors = {f"{part}/{name}": tensor for part in parts for name, tensor in sorted(getattr(message, part).items())}
     return Envelope(kind=kind, header=_canonical(_header(message, leave_out=parts)), tensors=tensors)
 
@@ -394,7 +374,7 @@ def from_envelope(envelope: Envelope) -> Message:
         )
     try:
         header = _parsed(envelope.header)
-        values = _values(cls, header, _TENSOR_FIELDS.get(envelope.kind, ()), envelope.tensors)
+        values = _values(cls, header, _TENSOR_FIELDS.get(cls, ()), envelope.tensors)
         return cls(**values)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"malformed {envelope.kind}: {error}; both sides need the same protocol version") from error
@@ -407,7 +387,14 @@ def expect(message: Message, kind: type[M]) -> M:
     return message
 
 
-def _header(message: Message, leave_out: tuple[str, ...]) -> dict[str, Any]:
+def _kind_in_digest(cls: type[_Signable]) -> dict[str, str]:
+    """The first kind of message that was ever signed is told from the others by having none."""
+    if cls is TrainTask:
+        return {}
+    return {"kind": "evaluate_task" if cls is EvaluateTask else cls.__name__}
+
+
+def _header(message: Message | _Signable, leave_out: tuple[str, ...]) -> dict[str, Any]:
     return {f.name: _plain(getattr(message, f.name)) for f in fields(message) if f.name not in leave_out}
 
 
@@ -415,12 +402,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return asdict(value) if isinstance(value, _INNER | ParcelLabel) else value
-
-
-def _digest_of(message: TaskParcel | ParcelRequest) -> str:
-    """Never that of another kind of message, whose signature it could borrow."""
-    header = _header(message, leave_out=("signature",)) | {"kind": type(message).__name__}
-    return hashlib.sha256(_canonical(header).encode()).hexdigest()
 
 
 def _canonical(header: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ stands on. A process that takes over asks only the sites on whose answers nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
@@ -16,9 +16,7 @@ from panfm.reporting.record import (
     AnswersAccepted,
     Event,
     RoundStarted,
-    RunFinished,
     RunResumed,
-    RunStarted,
     SiteAnswered,
 )
 from server.attendance import ACCEPTED
@@ -90,21 +88,6 @@ def all_collapsed(answers: Iterable[SiteAnswered]) -> bool:
     """Whether sites collapsed in a round, and no answer was accepted."""
     judged = list(answers)
     return any(answer.collapsed for answer in judged) and all(answer.outcome != ACCEPTED for answer in judged)
-
-
-def start_of(events: Iterable[Event]) -> RunStarted | None:
-    """The start of the run, if it got that far."""
-    return next((event for event in events if isinstance(event, RunStarted)), None)
-
-
-def end_of(events: Sequence[Event]) -> RunFinished | None:
-    """The end of the run, unless somebody went on with it afterwards."""
-    for event in reversed(events):
-        if isinstance(event, RunFinished):
-            return event
-        if isinstance(event, RunStarted | RunResumed):
-            return None
-    return None
 
 
 def _stands(event: Event, rounds_done: int) -> bool:

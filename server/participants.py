@@ -1,5 +1,6 @@
 """Who takes part: nodes are asked who they are, and a site is known by its own name from then on.
 
+In a deployment a node is registered under the name of its site, by its key; a node that says another name is turned away.
 Sites come, leave and come back between rounds. A node that restarted has a new number and the same site name, and takes its old
 place once the old node is gone; as long as that one is connected, another node of the name is turned away. A node that was
 turned away is asked again before each round, at most once a minute, for a person there may have mended what was wrong.
@@ -68,6 +69,8 @@ class Participants:
         """Node -> how often in a row its program died over the question, since it was asked anew."""
         self._turned_away: dict[int, str] = {}
         """Node -> why, as the record has it."""
+        self._registered: dict[int, str] = {}
+        """Node -> the site as whose its key is registered, for the nodes that are connected; empty in a rehearsal."""
         self.sites: dict[int, JoinAnswer] = {}
         """Node -> what its site said, for the sites that are there and may take part; only organs that the study can use."""
 
@@ -116,7 +119,8 @@ class Participants:
         New nodes are waited for, at most the recipe's join_timeout_s; what the others say by now, those that were silent or
         turned away, is heard without waiting.
         """
-        nodes, now = set(self._grid.get_node_ids()), time.monotonic()
+        self._registered, now = {node.node_id: node.name for node in self._grid.get_nodes()}, time.monotonic()
+        nodes = self._registered.keys()
         self._forget(self._asked.keys() - nodes)
         new = sorted(nodes - self._asked.keys())
         told = self._turned_away.keys() - self._silent()
@@ -234,6 +238,8 @@ class Participants:
             answer = _read(reply)
         except PanfmError as error:
             return self._turn_away(node, f"node {node}", str(error))
+        if (name := self._registered.get(node)) and name != answer.site:
+            return self._turn_away(node, name, _another_name(answer, name))
         if (reason := _why_not(answer, self._recipe, [known.site for known in self.sites.values()])) is not None:
             return self._turn_away(node, one_line(answer.site), reason)
         organs = tuple(o for o in self._recipe.organs if o in answer.organs and fits(answer, o, self._recipe.organs[o]))
@@ -280,6 +286,13 @@ def _read(reply: Message) -> JoinAnswer:
     if not isinstance(answer, JoinAnswer):
         raise ProtocolError("the node sent an update when it was asked to join")
     return answer
+
+
+def _another_name(answer: JoinAnswer, registered: str) -> str:
+    return (
+        f"it says that it is {one_line(answer.site)!r}, and its node key is that of {registered}; every site has keys and a "
+        "policy of its own: find out who uses this one's"
+    )
 
 
 def _why_not(answer: JoinAnswer, recipe: Recipe, known: Collection[str]) -> str | None:

@@ -16,9 +16,9 @@ import torch
 
 import panfm
 from panfm.errors import ConfigError, DataError
-from panfm.reporting.record import Event, RoundFinished, RunResumed, RunStarted
+from panfm.reporting.record import Event, RoundFinished, RunResumed, RunStarted, end_of, start_of
 from server.checkpoint import Checkpoint, newest_checkpoint
-from server.journal import OpenRound, collapsed_in_a_row, end_of, open_round, standing, start_of
+from server.journal import OpenRound, collapsed_in_a_row, open_round, standing
 from server.run_record import RunRecord
 
 

@@ -27,6 +27,7 @@ from panfm.config import Recipe, RunConfig
 from panfm.errors import CheckpointError, ConfigError, PanfmError, RunError
 from panfm.export.model_folder import ModelFolder, make_card, read_model
 from panfm.groups import split_by_group
+from panfm.lock import held
 from panfm.models.build import initial_parameters
 from panfm.reporting.followers import following
 from panfm.reporting.record import RoundFinished, RunFinished, RunStarted, read_record
@@ -38,7 +39,6 @@ from server.evaluation_round import Evaluator
 from server.evaluations import Evaluations, evaluations_of
 from server.exchange import Post
 from server.journal import OpenRound, all_collapsed
-from server.lock import held
 from server.participants import Participants
 from server.resume import Resumption, resumption, start_to_resume
 from server.rounds import EndedRound, GlobalModel, RoundRunner
@@ -53,6 +53,7 @@ from server.run_folder import (
 )
 from server.run_record import RunRecord
 from server.spool import Spool
+from server.stopping import StopWishedError, SuperLinkLostError, WatchedGrid
 
 log = logging.getLogger("panfm.server")
 
@@ -84,10 +85,11 @@ def conduct(settings: StudySettings, grid: Grid) -> None:
 
     Raises: ConfigError when its name cannot be used or it cannot be resumed, LockedError while another process runs it,
         CheckpointError or DataError when what is to be resumed is damaged; PanfmError when it could not start, was
-        incomplete, or collapsed, and then the record says so too.
+        incomplete, or collapsed, and then the record says so too; SuperLinkLostError when another process must go on.
     """
     config, runs = settings.config, settings.runs
     (check_resumable if config.resume else check_new)(runs, config.run_name)
+    grid = WatchedGrid(grid, runs / config.run_name)
     with held(runs / config.run_name / LOCK_FILE):
         if config.resume:
             study, begin = _Study.of_record(runs, config.resume, grid)
@@ -106,10 +108,20 @@ def _to_its_end(study: _Study, begin: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         study.finish("stopped", "stopped by a person")
         raise
+    except StopWishedError as wish:
+        study.finish("stopped", str(wish))
+        return
+    except SuperLinkLostError:
+        raise  # not the run's end
     except PanfmError as error:
         study.finish("incomplete", str(error))
         raise
-    except Exception as error:  # a defect, or a full disk: its own words stay in this program's log
+    except OSError as error:
+        study.finish(
+            "incomplete", f"a file of the run: {error.strerror or type(error).__name__}; mend that, then resume"
+        )
+        raise
+    except Exception as error:  # a defect: its own words stay in this program's log
         study.finish("incomplete", f"the coordinator's program failed ({type(error).__name__}); its own log says why")
         raise
     lacking = study.shortfall()
@@ -206,8 +218,8 @@ class _Study:
             self._evaluate_if_due()
             if self._collapsed_in_a_row >= COLLAPSED_ROUNDS:
                 raise RunError(
-                    f"every site's features collapsed in {self._collapsed_in_a_row} rounds; lower the learning rate or the"
-                    " teacher's momentum"
+                    f"every site's training diverged or collapsed in {self._collapsed_in_a_row} rounds; lower the learning rate"
+                    " or the teacher's momentum"
                 )
 
     def _run_round(self, number: int, opened: OpenRound) -> None:

@@ -28,21 +28,14 @@ import tomli_w
 
 from panfm import recipes
 from panfm.config import RunConfig
+from panfm.coordinator.flower import FlowerCommand
 from panfm.errors import PortInUseError, RunError
-from panfm.reporting.record import (
-    Event,
-    RoundFinished,
-    RunFinished,
-    SiteAnswered,
-    SiteJoined,
-    SiteRejected,
-    read_record,
-)
+from panfm.reporting.record import Event, RunFinished, end_of, read_record, start_of
+from panfm.reporting.telling import line_about
 from panfm.site.approvals import approve
 from panfm.site.bundling import build_bundle
 from panfm.site.identity import SiteIdentity
 from server.checkpoint import newest_checkpoint
-from server.journal import end_of, start_of
 from server.run_folder import RECORD_FILE, export_model
 from server.run_record import RunRecord
 
@@ -193,8 +186,7 @@ class _Flower:
         """Until so many SuperNodes are online. Raises: RunError."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            nodes = self.ask("supernode", "list", "rehearsal", "--format", "json").get("nodes", [])
-            if sum(node.get("status") == "online" for node in nodes) >= number:
+            if sum(node.status == "online" for node in self.command.nodes()) >= number:
                 return
             time.sleep(POLL_S)
         raise RunError(
@@ -203,40 +195,12 @@ class _Flower:
 
     def submit(self, config: RunConfig) -> str:
         """Build the bundle, submit the run, and return its id."""
-        settings = self.home / "run_config.toml"
-        settings.write_text(tomli_w.dumps({"composed": recipes.to_yaml(config)}))
-        answer = self.ask("run", str(BUNDLE_ROOT), "rehearsal", "--run-config", str(settings), "--format", "json")
-        if not answer.get("success"):
-            raise RunError(
-                f"Flower did not take the run: {answer.get('error-message', answer)}; see the logs in {self.home}"
-            )
-        return str(answer["run-id"])
+        return self.command.submit(BUNDLE_ROOT, recipes.to_yaml(config))
 
-    def status(self, run_id: str) -> str:
-        """Flower's word for the state of the run."""
-        runs = self.ask("list", "rehearsal", "--run-id", run_id, "--format", "json").get("runs", [])
-        return str(runs[0].get("status", "")) if runs else ""
-
-    def ask(self, *words: str) -> dict[str, list[dict[str, str]]]:
-        """What Flower's command line answers, as JSON; it prints a line of prose first."""
-        try:
-            done = subprocess.run(
-                [str(PROGRAMS / "flwr"), *words],
-                env=self._environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=START_TIMEOUT_S,
-            )
-            answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout[done.stdout.index("{") :])
-        except subprocess.TimeoutExpired as error:
-            raise RunError(
-                f"`flwr {words[0]}` did not answer within {START_TIMEOUT_S:.0f} s; see {self.home}"
-            ) from error
-        except ValueError as error:
-            said = " ".join((done.stderr or done.stdout).split())[-200:]
-            raise RunError(f"`flwr {words[0]}` did not answer: {said}; see the logs in {self.home}") from error
-        return answer
+    @property
+    def command(self) -> FlowerCommand:
+        """Flower's command line, for this SuperLink."""
+        return FlowerCommand(home=self.home, link="rehearsal", program=PROGRAMS / "flwr")
 
     @contextlib.contextmanager
     def _running(self, command: Sequence[str], name: str) -> Iterator[None]:
@@ -301,7 +265,9 @@ def _follow(record: Path, flower: _Flower, run_id: str, told: int = 0) -> None:
         told = len(events)
         if time.monotonic() - asked > STATUS_EVERY_S:
             asked = time.monotonic()
-            if (status := flower.status(run_id)).startswith(_ENDED) and not _has_ended(record):  # not even meanwhile
+            if (status := flower.command.run_status(run_id)).startswith(_ENDED) and not _has_ended(
+                record
+            ):  # not even meanwhile
                 raise RunError(f"Flower ended the run ({status}) before its record did; see the logs in {flower.home}")
         time.sleep(POLL_S)
 
@@ -311,14 +277,8 @@ def _has_ended(record: Path) -> bool:
 
 
 def _tell(event: Event) -> None:
-    if isinstance(event, SiteJoined):
-        log.info("%s joined with %s", event.site, ", ".join(event.organs))
-    if isinstance(event, SiteRejected):
-        log.warning("%s does not take part: %s", event.site, event.reason)
-    if isinstance(event, SiteAnswered) and event.outcome != "accepted":
-        log.warning("round %d: %s %s: %s", event.round, event.site, event.outcome.replace("_", " "), event.reason)
-    if isinstance(event, RoundFinished):
-        log.info("round %d finished after %.0f s", event.round, event.seconds)
+    if (line := line_about(event)) is not None:
+        log.log(logging.WARNING if line.is_trouble else logging.INFO, line.words)
 
 
 def _listening(port: int) -> list[str]:

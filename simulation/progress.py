@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from client.progress import STEPS
+
 
 class Display:
     """Bars and lines on a terminal; plain lines where there is none."""
@@ -42,7 +44,7 @@ class Display:
         self._handlers = {
             "panfm.server": _Lines(console),
             "panfm.client": logging.NullHandler(),
-            "panfm.client.progress": _Steps(self),
+            STEPS: _Steps(self),
         }
 
     def __enter__(self) -> Display:
@@ -109,4 +111,5 @@ class _Steps(logging.Handler):
         if title != self._titles.get(about["site"], title):
             self._display.forget(self._titles[about["site"]])  # it failed on the way
         self._titles[about["site"]] = title
-        self._display.advance(title, about["step"], about["num_steps"], f"loss {about['loss']:.3f}")
+        note = "with privacy" if about["loss"] is None else f"loss {about['loss']:.3f}"
+        self._display.advance(title, about["step"], about["num_steps"], note)

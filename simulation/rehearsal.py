@@ -10,17 +10,16 @@ from datetime import datetime
 from pathlib import Path
 
 from panfm import recipes
-from panfm.config import CohortKind, Engine, RunConfig
+from panfm.config import CohortKind, Engine, Recipe, RunConfig
 from panfm.errors import ConfigError, PanfmError
 from panfm.evaluation.learning_check import check_learning, read_held_out, to_rows
 from panfm.export.model_folder import read_model
+from panfm.lock import held
 from panfm.reporting.followers import catch_up
-from panfm.reporting.record import ProbeTable, read_record
+from panfm.reporting.record import ProbeTable, end_of, read_record, start_of
 from panfm.reporting.run_report import write_run_report
 from panfm.signing import public_hex
 from panfm.site.report import make_site_report
-from server.journal import end_of, start_of
-from server.lock import held
 from server.run_folder import RECORD_FILE, check_new, coordinator_key
 from server.run_record import RunRecord
 from server.study import first_model
@@ -144,6 +143,7 @@ def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, dis
     """Probe what was learned, and write every hospital's own report and the run's."""
     if (run_folder / "model").is_dir():
         model = read_model(run_folder / "model")
+        _audit(recipes.recipe_of(config), run_folder, display)
         for line in _probe(config, run_folder, cohort):
             display.say(line)
         catch_up(run_folder, tensorboard=config.tensorboard, mlflow=config.mlflow)
@@ -151,6 +151,16 @@ def _look_back(config: RunConfig, run_folder: Path, cohort: RehearsalCohort, dis
             make_site_report(folder, model)
             display.advance("hospitals' own reports", place, len(cohort.hospitals), site)
     _write_report(run_folder)
+
+
+def _audit(recipe: Recipe, run_folder: Path, display: Display) -> None:
+    """Of a run with privacy, what its trainer is shown to tell of subjects, beside what is claimed."""
+    if recipe.privacy.is_on:
+        from simulation.audited import audit_line, audited  # Opacus comes with it, and takes seconds
+
+        audit = audited(recipe)
+        RunRecord(run_folder).write(audit)
+        display.say(audit_line(audit))
 
 
 def _write_report(run_folder: Path) -> None:

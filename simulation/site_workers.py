@@ -23,13 +23,14 @@ from types import TracebackType
 from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.progress import STEPS
 from panfm.errors import RunError
 from simulation.parked import Parked
 
 Answer = Callable[[Message, Context], Message]
 
-SITES, STEPS = "panfm.client", "panfm.client.progress"
-"""Loggers of a site: what goes wrong stays in its own site.log, its steps are shown as they come."""
+SITES = "panfm.client"
+"""Logger of a site: what goes wrong stays in its own site.log. Its steps, `STEPS`, are shown as they come."""
 
 _LATE = "torch._dynamo"
 """Imported by torch itself at the first step of an optimiser, which takes seconds."""

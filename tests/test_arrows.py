@@ -45,6 +45,7 @@ GROUND = {
     "update",
     "signing",
     "durable",
+    "lock",
     "config",
     "recipes",
     "protocol",
@@ -60,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
     "update": {"errors"},
     "signing": {"errors"},
     "durable": {"errors"},
+    "lock": {"errors"},
     "config": {"errors", "organs"},
     "conf": set(),
     "recipes": {"errors", "organs", "config", "conf"},
@@ -72,8 +74,11 @@ ROOMS: dict[str, set[str]] = {
     "pretrain": GROUND | {"data", "models", "privacy"},
     "evaluation": GROUND | {"data", "models", "pretrain"},
     "export": GROUND | {"data", "models", "evaluation", "reporting"},
-    "site": GROUND | {"data", "privacy", "models", "pretrain", "reporting", "export"},
-    "cli": GROUND | {"data", "models", "pretrain", "privacy", "site", "evaluation", "reporting", "export"},
+    "enrolment": GROUND,
+    "site": GROUND | {"enrolment", "data", "privacy", "models", "pretrain", "reporting", "export"},
+    "coordinator": GROUND | {"enrolment", "reporting", "site"},
+    "cli": GROUND
+    | {"data", "models", "pretrain", "privacy", "enrolment", "site", "coordinator", "evaluation", "reporting", "export"},
 }
 """Each file or folder of panfm and the others that it may import. Data and models do not know each other: training
 brings them together. Reporting knows records only."""

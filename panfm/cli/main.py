@@ -13,9 +13,11 @@ import typer
 
 from panfm import __version__
 from panfm.cli.bundle import bundle
+from panfm.cli.coordinator import coordinator
 from panfm.cli.data import data
 from panfm.cli.evaluate import evaluate
 from panfm.cli.follow import follow
+from panfm.cli.health import health
 from panfm.cli.model import model
 from panfm.cli.privacy import privacy
 from panfm.cli.report import report
@@ -39,6 +41,8 @@ app.command()(report)
 app.command()(follow)
 app.command()(evaluate)
 app.command()(bundle)
+app.command()(health)
+app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(model, name="model")
 app.add_typer(privacy, name="privacy")

@@ -1,4 +1,6 @@
-"""`panfm privacy`: what a study with differential privacy will cost, and whether it can learn anything, before it starts."""
+"""`panfm privacy`: what a study with differential privacy will cost, whether it can learn anything, and whether its trainer does
+what is claimed of it; all before it starts.
+"""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
@@ -17,14 +19,9 @@ if TYPE_CHECKING:
     from panfm.privacy.accounting import Budget, NoisySteps
     from panfm.privacy.statement import BudgetStatement
 
-privacy = typer.Typer(help="Plan what a study may cost its subjects' privacy.", no_args_is_help=True)
+privacy = typer.Typer(help="Plan what a study may cost its subjects' privacy; audit its trainer.", no_args_is_help=True)
 
 _SHOWN_ROUNDS = 8
-
-
-@privacy.callback()
-def _group() -> None:
-    """Keeps `plan` a word of its own while it is the only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +87,40 @@ def plan(
     _say_costs(a_round, shown, delta)
     if statements:
         _say_sites(statements, a_round, study.rounds)
+
+
+@privacy.command()
+def audit(
+    recipe: Annotated[
+        list[str], typer.Argument(metavar="recipe=NAME SETTING=VALUE ...", help="A study, as for `panfm simulate`.")
+    ],
+) -> None:
+    """Measure what the study's trainer tells of made-up subjects, beside what is claimed of it. Costs nobody's budget."""
+    from panfm import recipes
+    from panfm.errors import RunError
+    from panfm.pretrain.private_audit import audit_recipe
+    from panfm.randomness import stream
+
+    composed = recipes.recipe_of(recipes.load(recipe))
+    if not composed.privacy.is_on:
+        raise ConfigError("the recipe has no privacy to audit; add privacy.mode=dp_adapters or privacy.mode=dp_full")
+    plan, found = audit_recipe(composed, stream(composed.seed, "privacy audit"))
+    steps = plan.steps
+    print(
+        f"audited    {composed.privacy.mode.value}: {plan.num_canaries} made-up subjects, {steps.steps} steps at rate "
+        f"{steps.sampling_rate:g}, noise {steps.noise_multiplier:g}"
+    )
+    print(f"claimed    epsilon {found.claimed:.2f} at delta {plan.delta:g}")
+    print(f"shown      epsilon at least {found.at_least:.2f}; wrong with chance {plan.doubt:g}")
+    print(
+        f"signal     {found.signal:.2f} \N{PLUS-MINUS SIGN} {found.signal_band:.2f} of a clip norm a subject; 1 is right"
+    )
+    print(f"noise      {found.noise:.3f} \N{PLUS-MINUS SIGN} {found.noise_band:.3f} of what is charged; 1 is right")
+    if breaches := found.breaches():
+        told = "; ".join(breach.what for breach in breaches)
+        raise RunError(
+            f"the trainer does not do what is claimed of it: {told}. Train nobody with it, and tell who made it"
+        )
 
 
 def _study(

@@ -1,9 +1,10 @@
-"""`panfm site init`: make a site's policy, key and audit log; what is there already is kept, never overwritten."""
+"""`panfm site init`: make a site's policy, keys, audit log and card; what is there already is kept, never overwritten."""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,13 +27,15 @@ def init(
         bool, typer.Option("--no-passphrase", help="Keep the key without a passphrase, readable by this user alone.")
     ] = False,
 ) -> None:
-    """Make a site: a policy to fill in, a signing key, an audit log. Safe to run again."""
+    """Make a site: a policy to fill in, keys, an audit log, and the card for the coordinator. Safe to run again."""
     from panfm.site.onboarding import begin_site
     from panfm.site.policy_template import closed_policy
 
     offered = tuple(organ.strip() for organ in organs.split(","))
     policy = closed_policy(site, tuple(coordinator_key), offered)
-    _report(folder, begin_site(folder, policy, lambda: None if no_passphrase else _new_passphrase()))
+    now = datetime.now(UTC)
+    begun = begin_site(folder, policy, now, lambda: None if no_passphrase else _new_passphrase(), ask_passphrase)
+    _report(folder, begun)
 
 
 def _new_passphrase() -> str:
@@ -85,7 +88,8 @@ def spaced(fingerprint: str) -> str:
 _NEXT = """
 What to do next
 1. Read {folder}/policy.yaml and fill it in: as made, it lets nothing in and nothing out.
-2. Give the coordinator the public key, and compare the fingerprint by telephone. Keep the fingerprint on paper, too.
+2. Send {folder}/site_card.json to the coordinator, who compares the fingerprint with you by telephone. Keep it on paper, too.
 3. Back up {folder}/keys, and the passphrase in another place. Neither can be recovered.
 4. Prepare the scans: deploy/guides/data.md. Approve the study's code: panfm site review, panfm site approve.
-Guide: deploy/guides/site.md"""
+5. When the coordinator's kit has come: panfm site join KIT, then panfm site preflight.
+Guides: deploy/guides/site.md, deploy/guides/README.md"""

@@ -1,4 +1,7 @@
-"""`panfm site ledger`: what the site's subjects have spent, what is left, in which run; and whether the record of it is whole."""
+"""`panfm site ledger`: what the site's subjects have spent, what is left, in which run; and whether the record of it is whole.
+
+A new cohort, and a ledger that goes on under a new key, are decisions of a person, taken here.
+"""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from panfm.privacy.accounting import Budget
     from panfm.site.ledger_book import Book, RunSpending
 
-ledger = typer.Typer(help="Show the site's privacy ledger, or open a new cohort in it.")
+ledger = typer.Typer(help="Show the site's privacy ledger, open a new cohort in it, or carry it over to a new key.")
 
 _FOLDER = typer.Option(help="The site's folder.")
 _MANY_ROUNDS = 100_000
@@ -83,16 +86,57 @@ That is true only for people whose scans this site never trained on with privacy
 The ledger compares pseudonyms; it cannot know whether they were given anew to the same people."""
 
 
+@ledger.command()
+def carry_over(
+    earlier: Annotated[Path, typer.Option(help="Where keys/ and state/ of the earlier key were moved; only read.")],
+    folder: Annotated[Path, _FOLDER] = Path(),
+    public_key: Annotated[
+        str, typer.Option(help="The earlier public key as noted elsewhere; EARLIER/keys/signing.pub if not given.")
+    ] = "",
+    key_is_lost: Annotated[
+        bool,
+        typer.Option("--key-is-lost", help="Go on without the earlier private key: all cohorts become one, for good."),
+    ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Holds the earlier key's passphrase, if it is not that of the new one.")
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(help="A head of the earlier ledger that the coordinator recorded, DIGEST:LENGTH. Repeatable."),
+    ] = None,
+) -> None:
+    """Begin the ledger of a new key with all that the earlier one says, so that nobody begins at zero. Safe to run again."""
+    from panfm.cli.site_init import ask_passphrase
+    from panfm.site.audit_chain import head_from
+    from panfm.site.audit_log import AuditLog
+    from panfm.site.identity import SiteIdentity, read_public_key
+    from panfm.site.ledger import Ledger, read_earlier
+
+    earlier_key = None if key_is_lost else SiteIdentity.open(earlier, ask_passphrase, passphrase_file).signing_key
+    heads = [head_from(text) for text in witness or ()]
+    found = read_earlier(earlier, public_key or read_public_key(earlier), earlier_key, heads)
+    key = SiteIdentity.open(folder, ask_passphrase).signing_key
+    book = Ledger.carry_over(folder, key, AuditLog.open(folder, key), found).book()
+    print(f"carried over {found.head.length} lines, with head {found.head}")
+    print(f"{len(book.charges)} charges and {book.newest_cohort} cohort(s) stand in the new ledger; head {book.head}")
+
+
 def _say_spent(book: Book, cohort: int, budget: Budget) -> None:
     from panfm.cli.tables import shown_epsilon
     from panfm.privacy.accounting import epsilon_prv
+    from panfm.signing import fingerprint
 
     history, spent = book.history(cohort), book.spent(cohort, budget.delta)
     print(f"lines     {book.head.length}, all as the site wrote them; head {book.head}")
+    if book.carried is not None:
+        print(_CARRIED.format(lines=book.carried.head.length, key=fingerprint(book.carried.public_key)))
     print(f"cohort    {cohort} of {book.newest_cohort}; {book.roll.subjects} subjects are on the roll")
     print(f"budget    epsilon {budget.epsilon:g} at delta {budget.delta:g}")
     print(f"spent     {spent:.3f} by RDP, which decides; {shown_epsilon(epsilon_prv(history, budget.delta))} by PRV")
     print(f"left      {max(0.0, budget.epsilon - spent):.3f}{_like_the_last(book, cohort, budget)}")
+
+
+_CARRIED = "carried   {lines} of these were written under the earlier key {key}"
 
 
 def _like_the_last(book: Book, cohort: int, budget: Budget) -> str:

@@ -25,6 +25,7 @@ from panfm.config.pretrain import (
     OrganMaskConfig,
     OrganMaskRule,
     PatchMaskConfig,
+    Precision,
     PretrainConfig,
     Sampler,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "ParticipationConfig",
     "PatchMaskConfig",
     "PixelConfig",
+    "Precision",
     "PrepareConfig",
     "PretrainConfig",
     "PrivacyConfig",

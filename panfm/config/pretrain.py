@@ -34,6 +34,15 @@ class Sampler(Enum):
     balanced = "balanced"
 
 
+class Precision(Enum):
+    """In which numbers a training step multiplies matrices."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    """Matrix products and attention. Parameters, residual stream, norms, saliency, targets, losses, gradients of parameters,
+    optimiser and teacher's average stay in fp32."""
+
+
 @dataclass(slots=True, kw_only=True)
 class OrganMaskConfig:
     """Saliency-Guided Masking (DESIGN section 4): which organs the student does not see."""
@@ -211,6 +220,13 @@ class PretrainConfig:
     """Optimiser steps of each site in each round."""
     batch_size: int = 16
     """Subjects a step; a smaller site uses all it has."""
+    accumulate: int = 1
+    """Parts in which a step's batch is computed, one after the other: less memory, the same gradient up to rounding."""
+    precision: Precision = Precision.fp32
+    """fp32, or bf16: training's matrix products in half precision, for processors that have units for it."""
+    checkpointing: bool = False
+    """Whether activations within the student's blocks are computed again in the backward pass instead of kept: less memory, more
+    time, the same bits."""
     sampler: Sampler = Sampler.subjects
     """subjects: pass after pass over everybody. balanced: those with rare organs more often (panfm.data.sampler)."""
     learning_rate: float = 5e-4
@@ -239,7 +255,7 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps_per_round", "batch_size"):
+        for name in ("steps_per_round", "batch_size", "accumulate"):
             require(getattr(self, name) >= 1, f"pretrain.{name} must be at least 1, got {getattr(self, name)}")
         require(self.learning_rate > 0, f"pretrain.learning_rate must be above 0, got {self.learning_rate}")
         require(
@@ -261,3 +277,25 @@ class PretrainConfig:
             f"pretrain.prototypes.koleo spreads subjects from each other and needs pretrain.batch_size of 2 or more, got "
             f"{self.batch_size}",
         )
+        require(
+            self.prototypes.koleo == 0 or self.accumulate == 1,
+            "pretrain.prototypes.koleo looks for each subject's neighbour in the whole batch, of which a part holds only some: "
+            f"set pretrain.accumulate to 1, got {self.accumulate}, or koleo to 0",
+        )
+
+
+def check_plain_step(config: PretrainConfig) -> None:
+    """That a step computes as the private one does: in fp32, its activations kept, its parts told by the batch size alone.
+
+    Raises: ConfigError, else.
+    """
+    require(
+        config.precision is Precision.fp32,
+        f"pretrain.precision={config.precision.value} cannot be had with privacy, whose gradients subject by subject are "
+        "clipped and noised in fp32; set it to fp32",
+    )
+    require(
+        config.accumulate == 1 and not config.checkpointing,
+        "pretrain.accumulate and pretrain.checkpointing cannot be had with privacy, whose samples are computed in parts of "
+        "pretrain.batch_size subjects: set them to 1 and false, and lower pretrain.batch_size where memory is short",
+    )

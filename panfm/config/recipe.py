@@ -10,7 +10,7 @@ from panfm.config.federation import FederationConfig
 from panfm.config.grids import OrganGrid, PrepareConfig, Spacing
 from panfm.config.model import ModelConfig
 from panfm.config.objective import check_centre, check_heads, check_private_objective
-from panfm.config.pretrain import PretrainConfig, Sampler, check_constant
+from panfm.config.pretrain import PretrainConfig, Sampler, check_constant, check_plain_step
 from panfm.config.privacy import PrivacyConfig
 from panfm.config.require import require
 from panfm.organs import WITHOUT_SIDE, check_organ_names
@@ -96,6 +96,7 @@ def check_with_privacy(recipe: Recipe, organs: Iterable[str]) -> None:
     """
     check_private_objective(recipe.pretrain.objective)
     check_constant(recipe.pretrain.organ_mask)
+    check_plain_step(recipe.pretrain)
     for organ in organs:
         require(
             recipe.organs[organ].spacing is not Spacing.native,

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from panfm.models.attention import SubjectAttention
 from panfm.models.layout import Layout
+from panfm.models.recomputing import recomputed
 
 
 class Block(nn.Module):
@@ -39,8 +40,9 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """The group `trunk`."""
 
-    def __init__(self, width: int, depth: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, hidden: int, checkpointing: bool = False) -> None:
         super().__init__()
+        self._checkpointing = checkpointing
         self.subject_token = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -63,10 +65,26 @@ class Trunk(nn.Module):
         """
         rows: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            tokens, saliency = block(tokens, layout, rotary, number >= len(self.blocks) - saliency_blocks)
+            own = {organ: modules[number] for organ, modules in adapters.items()}
+            with_saliency = number >= len(self.blocks) - saliency_blocks
+            tokens, saliency = recomputed(
+                self._checkpointing, _through, block, own, tokens, layout, rotary, with_saliency
+            )
             rows += [saliency] if saliency is not None else []
-            tokens = _adapt(tokens, layout, {organ: modules[number] for organ, modules in adapters.items()})
         return self.norm(tokens), torch.stack(rows).mean(0) if rows else None
+
+
+def _through(
+    block: nn.Module,
+    adapters: Mapping[str, nn.Module],
+    tokens: Tensor,
+    layout: Layout,
+    rotary: tuple[Tensor, Tensor],
+    with_saliency: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One block and the adapters after it."""
+    tokens, saliency = block(tokens, layout, rotary, with_saliency)
+    return _adapt(tokens, layout, adapters), saliency
 
 
 def _adapt(tokens: Tensor, layout: Layout, adapters: Mapping[str, nn.Module]) -> Tensor:

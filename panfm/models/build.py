@@ -19,13 +19,13 @@ from panfm.models.pan_organ import PanOrganModel
 from panfm.randomness import stream
 
 
-def build_model(config: ModelConfig, grids: Mapping[str, OrganGrid]) -> PanOrganModel:
+def build_model(config: ModelConfig, grids: Mapping[str, OrganGrid], checkpointing: bool = False) -> PanOrganModel:
     """The model for these organs with undefined parameters; `load_parameters` gives it values.
 
     It is laid out on the meta device first, so that torch's own initialisation neither runs nor touches a global stream.
     """
     with torch.device("meta"):
-        model = PanOrganModel(config, grids)
+        model = PanOrganModel(config, grids, checkpointing)
     return model.to_empty(device="cpu")
 
 

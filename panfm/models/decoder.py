@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from panfm.models.backbone import Block
 from panfm.models.layout import Layout
+from panfm.models.recomputing import recomputed
 
 
 class Decoder(nn.Module):
     """Blocks of the trunk's kind and a map to the voxels of a patch."""
 
-    def __init__(self, width: int, depth: int, heads: int, hidden: int, voxels: int) -> None:
+    def __init__(
+        self, width: int, depth: int, heads: int, hidden: int, voxels: int, checkpointing: bool = False
+    ) -> None:
         super().__init__()
+        self._checkpointing = checkpointing
         self.mask_token = nn.Parameter(torch.empty(width))
         self.embed = nn.Linear(width, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
@@ -30,12 +34,12 @@ class Decoder(nn.Module):
     def placed(self, visible: Tensor, hidden: Tensor) -> Tensor:
         """Visible patches [n, V, E] in their places among mask tokens, by bool [n, T]; [n, T, E]."""
         tokens = self.mask_token.expand(*hidden.shape, -1).clone()
-        tokens[~hidden] = visible.flatten(0, 1)
+        tokens[~hidden] = visible.flatten(0, 1).to(tokens.dtype)
         return tokens
 
     def forward(self, tokens: Tensor, layout: Layout, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Packed tokens [N, E] to voxels [N, p * p * p]; of subject and organ tokens they mean nothing."""
         for block in self.blocks:
-            tokens, _ = block(tokens, layout, rotary, False)
+            tokens, _ = recomputed(self._checkpointing, block, tokens, layout, rotary, False)
         voxels: Tensor = self.voxels(self.norm(tokens))
         return voxels

@@ -38,7 +38,7 @@ class Predictor(nn.Module):
 class Heads(nn.Module):
     """The group `heads`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, checkpointing: bool = False) -> None:
         super().__init__()
         width, hidden = config.width, config.predictor_width
         self.mask_token = nn.Parameter(torch.empty(width))
@@ -50,7 +50,8 @@ class Heads(nn.Module):
             self.prototypes = PrototypeHead(width, hidden, config.prototypes)
         if config.decoder_depth:
             inner = round(width * config.mlp_ratio)
-            self.decoder = Decoder(width, config.decoder_depth, config.heads, inner, config.patch**3)
+            depth, voxels = config.decoder_depth, config.patch**3
+            self.decoder = Decoder(width, depth, config.heads, inner, voxels, checkpointing)
 
     def predict_organ(self, subject_tokens: Tensor, query: Tensor) -> Tensor:
         """The teacher's token of an organ, from [n, E] subject tokens and the organ's query [E]."""

@@ -11,6 +11,7 @@ Legend: B subjects, N packed tokens, n_o subjects with organ o, T_o patches of o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,9 @@ class Layout:
     inverse: Tensor
     """int64 [N]: the inverse permutation."""
     buckets: tuple[Bucket, ...]
+    """In the order of rising length."""
+    starts: Tensor
+    """int32 [B + 1]: where each sequence of the subject-major order begins, and where the last one ends."""
     subject_of: Tensor
     """int64 [N]: the subject of each packed token."""
 
@@ -79,6 +83,7 @@ def pack(num_subjects: int, rows: Mapping[str, Tensor], patches: Mapping[str, in
         order=order.to(device),
         inverse=inverse.to(device),
         buckets=buckets,
+        starts=_starts(buckets).to(device),
         subject_of=subject_of.to(device),
     )
 
@@ -94,6 +99,11 @@ def _subject_major(subject_of: Tensor, num_subjects: int) -> tuple[Tensor, tuple
         buckets.append(Bucket(start=start, num_subjects=count, length=length))
         start += count * length
     return order, tuple(buckets)
+
+
+def _starts(buckets: tuple[Bucket, ...]) -> Tensor:
+    lengths = [bucket.length for bucket in buckets for _ in range(bucket.num_subjects)]
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 class _Permutation(torch.autograd.Function):

@@ -67,11 +67,17 @@ class OrganGroup(nn.Module):
 class PanOrganModel(nn.Module):
     """Trunk, heads and the groups of some organs; a site holds only its own."""
 
-    def __init__(self, config: ModelConfig, grids: Mapping[str, OrganGrid]) -> None:
+    def __init__(self, config: ModelConfig, grids: Mapping[str, OrganGrid], checkpointing: bool = False) -> None:
+        """Lay it out.
+
+        Args:
+            checkpointing: whether what blocks compute is computed again in the backward pass, and not kept for it.
+        """
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config.width, config.depth, config.heads, round(config.width * config.mlp_ratio))
-        self.heads = Heads(config)
+        hidden = round(config.width * config.mlp_ratio)
+        self.trunk = Trunk(config.width, config.depth, config.heads, hidden, checkpointing)
+        self.heads = Heads(config, checkpointing)
         self.organs = nn.ModuleDict({organ: OrganGroup(config, grid) for organ, grid in grids.items()})
 
     def group(self, organ: str) -> OrganGroup:

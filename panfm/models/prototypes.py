@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from panfm.models.precision import full_precision
+
 BOTTLENECK = 256
 """Features in which prototypes are compared, or the model's width if that is less; of DINO and iBOT."""
 
@@ -35,4 +37,5 @@ class PrototypeHead(nn.Module):
         """Cosines, fp32; a weight-normed map whose gain is 1 for good, for a gain could sharpen without end."""
         hidden = functional.gelu(self.second(functional.gelu(self.first(tokens))))
         points = functional.normalize(self.third(hidden).float(), dim=-1)
-        return functional.linear(points, functional.normalize(self.weight.float(), dim=-1))
+        with full_precision(points):  # a cosine rounded to bf16 is off by 0.002, and is divided by 0.04
+            return functional.linear(points, functional.normalize(self.weight.float(), dim=-1))

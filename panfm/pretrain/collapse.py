@@ -1,8 +1,9 @@
-"""What tells a healthy run from a collapsed one: rank and spread of the features, beside the loss of a constant guess.
+"""What tells a healthy run from a collapsed or a diverged one: rank and spread of the features, beside the loss itself.
 
-Features that are flat are a collapse under every objective. Prototypes can collapse in their head alone, in two ways: all
-assignments uniform, which holds the loss at ln K, or all of them the same prototype, which brings it to 0. Pixels cannot be
-told from a constant guess by their loss in a healthy run's first rounds, so there the features alone decide.
+A loss many times that of saying nothing has diverged, whatever became of the features meanwhile. Features that are flat are a
+collapse under every objective. Prototypes can collapse in their head alone, in two ways: all assignments uniform, which holds
+the loss at ln K, or all of them the same prototype, which brings it to 0; of cosines, their loss cannot diverge. Pixels cannot be
+told from a constant guess by their loss in a healthy run's first rounds, so there the features alone say that it collapsed.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -15,6 +16,9 @@ from torch.nn import functional
 from panfm.config import Objective
 from panfm.protocol import TrainMetrics
 
+DIVERGED_ABOVE = 10.0
+"""Of features and pixels, whose targets have variance 1: whoever predicts 0 everywhere has a loss of at most 1. First rounds of a
+tiny model stood at 0.4 and 1.2 with ordinary learning rates, and at 19 and 34 with a rate of 1."""
 SPREAD_FLOOR = 0.05
 """Below this the features of different patches are nearly one point; a random tiny model starts near 0.6."""
 RANK_FLOOR = 1.5
@@ -50,12 +54,17 @@ def spread(features: Tensor) -> float:
 
 
 def collapse_reason(metrics: TrainMetrics, objective: Objective = Objective.features) -> str | None:
-    """Why a round's training counts as collapsed, in one line, or None; every organ must say so.
+    """Why a round's training counts as collapsed or diverged, in one line, or None; every organ must say so.
 
     One organ alone may be flat by nature, so an organ that still varies speaks for the site.
     """
     if objective is Objective.prototypes and (reason := _prototypes_reason(metrics)):
         return reason
+    if objective is not Objective.prototypes and metrics.loss_patch > DIVERGED_ABOVE:
+        return (
+            f"its training diverged: the loss of hidden patches is {metrics.loss_patch:.4g}, and that of predicting 0 at most 1; "
+            "lower pretrain.learning_rate"
+        )
     if metrics.spread and max(metrics.spread.values()) < SPREAD_FLOOR:
         flat = f"spread {max(metrics.spread.values()):.3f} in every organ, below {SPREAD_FLOOR}"
         return f"its features collapsed: {flat}{_constant_guess(metrics, objective)}"

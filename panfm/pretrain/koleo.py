@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from panfm.models.precision import full_precision
+
 
 def koleo_loss(embeddings_BE: Tensor, eps: float = 1e-8) -> Tensor:
     """Push each embedding away from its nearest neighbour: -mean over i of log(|z_i - z_nearest(i)| + eps).
@@ -26,7 +28,7 @@ def koleo_loss(embeddings_BE: Tensor, eps: float = 1e-8) -> Tensor:
     if len(embeddings_BE) < 2:
         raise ValueError(f"one point has no neighbour: expected 2 embeddings or more, got {len(embeddings_BE)}")
     points = functional.normalize(embeddings_BE.float(), dim=-1)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(points):
         likeness = (points @ points.T).fill_diagonal_(-2.0)  # below any cosine: nobody is its own neighbour
         nearest = likeness.argmax(1)
     # The neighbour's own index, so that the gradient reaches both ends of each pair.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,9 +32,11 @@ from panfm.errors import DataError, RunError
 from panfm.groups import SHARED_GROUPS, keep_groups
 from panfm.models.build import build_model, load_parameters
 from panfm.models.pan_organ import Features, PanOrganModel
+from panfm.models.precision import computing_in
+from panfm.pretrain.accumulation import Part, loss_of_parts, parts_of
 from panfm.pretrain.collapse import effective_rank, spread
 from panfm.pretrain.moments import Moments, load_moments, moments_of
-from panfm.pretrain.objective import objective_loss
+from panfm.pretrain.objective import constant_guesses, objective_loss
 from panfm.pretrain.prototype_step import move_centres
 from panfm.pretrain.proximal import anchor_of, pull_towards
 from panfm.pretrain.saliency import Saliency, share_entropy
@@ -154,7 +156,7 @@ class _LocalTraining:
         device: str,
     ) -> None:
         grids = {organ: recipe.organs[organ] for organ in dataset.organs}
-        self.student = build_model(recipe.model, grids).to(device)
+        self.student = build_model(recipe.model, grids, recipe.pretrain.checkpointing).to(device)
         load_parameters(self.student, student)
         self._teacher = Teacher(build_model(recipe.model, grids).to(device), teacher)
         self.optimiser = make_optimiser(self.student, recipe.pretrain)
@@ -176,24 +178,56 @@ class _LocalTraining:
 
     def step(self, step: int, views: _Views, tally: _Tally) -> float:
         """One optimiser step; returns the loss."""
-        pretrain, batch, teacher = self._recipe.pretrain, views.given, self._teacher.model
-        run_step, total = self._run_step(step), self._recipe.total_steps
-        target, saliency = teacher_view(teacher, batch, pretrain.organ_mask.saliency_blocks)
+        pretrain, batch = self._recipe.pretrain, views.given
+        with computing_in(pretrain.precision, self._device):
+            target, saliency = teacher_view(self._teacher.model, batch, pretrain.organ_mask.saliency_blocks)
         masks = self._masks(step, batch, saliency)
-        temperature = teacher_temperature(run_step, total, pretrain.prototypes)
-        loss = objective_loss(self.student, teacher, batch, views.seen, target, masks, pretrain, temperature)
-        value = float(loss.total.detach())
-        if not math.isfinite(value):
-            raise RunError(
-                f"training diverged: the loss of step {step + 1} in round {self._round} should be a finite number, "
-                f"got {value}; lower pretrain.learning_rate"
-            )
-        gradient_norm = self._optimise(loss.total, run_step)
+        loss = self._backward(step, Part(share=1.0, given=batch, seen=views.seen, target=target, masks=masks))
+        gradient_norm = self._optimise(self._run_step(step))
         if loss.centres is not None:
             move_centres(self.student, loss.centres, pretrain.prototypes.centre_momentum)
         tally.add(batch, saliency, masks, loss, gradient_norm)
         self.last_target = target
-        return value
+        return float(loss.total)
+
+    def _backward(self, step: int, whole: Part) -> StepLoss:
+        """The loss of a step, its gradients put where the optimiser finds them; part by part, if the recipe says so."""
+        pretrain = self._recipe.pretrain
+        parts, guesses = parts_of(whole, pretrain.accumulate), None
+        if len(parts) > 1:
+            patch = self._recipe.model.patch
+            guesses = constant_guesses(whole.given, whole.target, whole.masks, pretrain.objective, patch)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses: list[StepLoss] = []
+        for part in parts:
+            loss = self._loss(step, part, guesses)
+            self._refuse_infinite(float(loss.total.detach()), step)
+            torch.autograd.backward(part.share * loss.total)
+            losses.append(replace(loss, total=loss.total.detach()))
+        return loss_of_parts(losses, [part.share for part in parts])
+
+    def _loss(self, step: int, part: Part, guesses: Mapping[str, Tensor] | None) -> StepLoss:
+        pretrain, run_step = self._recipe.pretrain, self._run_step(step)
+        temperature = teacher_temperature(run_step, self._recipe.total_steps, pretrain.prototypes)
+        with computing_in(pretrain.precision, self._device):
+            return objective_loss(
+                self.student,
+                self._teacher.model,
+                part.given,
+                part.seen,
+                part.target,
+                part.masks,
+                pretrain,
+                temperature,
+                guesses,
+            )
+
+    def _refuse_infinite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"training diverged: the loss of step {step + 1} in round {self._round} should be a finite number, "
+                f"got {loss}; lower pretrain.learning_rate"
+            )
 
     def _run_step(self, step: int) -> int:
         """The steps of the run before this one, counted as if the site had been there in every round."""
@@ -206,12 +240,11 @@ class _LocalTraining:
         organ_mask = organ_mask_at(self._run_step(step), self._recipe.total_steps, pretrain.organ_mask)
         return draw_masks(batch, saliency, counts, organ_mask, pretrain.patch_mask, organs, patches)
 
-    def _optimise(self, loss: Tensor, run_step: int) -> float:
+    def _optimise(self, run_step: int) -> float:
+        """One step along the gradients that there are; returns their norm."""
         pretrain, total = self._recipe.pretrain, self._recipe.total_steps
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(run_step, total, pretrain)
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
         if pretrain.proximal:
             pull_towards(self.student, self._anchor, pretrain.proximal)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), pretrain.clip_norm)

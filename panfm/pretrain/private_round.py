@@ -8,14 +8,13 @@ a round that is run again is another one and costs again. So do masks and crops,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from panfm import update
 from panfm.config import PrivacyConfig, Recipe
 from panfm.data.augment import augment, moved
 from panfm.data.dataset import SubjectDataset
@@ -54,33 +53,29 @@ def train_private_round(
     """
     torch.set_num_threads(recipe.threads)
     training = PrivateTraining(student, teacher, dataset.organs, recipe, privacy, device=device)
-    return run_private_round(training, student, dataset, recipe, privacy, round_number=round_number, device=device)
+    return run_private_round(training, dataset, round_number)
 
 
 def run_private_round(
     training: PrivateTraining,
-    student: Mapping[str, Tensor],
     dataset: SubjectDataset,
-    recipe: Recipe,
-    privacy: PrivacyConfig,
-    *,
     round_number: int,
-    device: str = "cpu",
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None,
 ) -> PrivateRound:
     """The part of `train_private_round` that looks at subjects, and so the part that is charged.
 
     Args:
-        training: just begun, with these arguments; of what could fail, it has been through all that needs no subject.
+        training: just begun; of what could fail, it has been through all that needs no subject.
+        on_step: called after each step with its number, from 1, and the number of steps: all that a step may tell.
     Raises: RunError when the parameters are no longer finite.
     """
-    loader = _Loader(dataset, recipe, device)
-    steps = recipe.pretrain.steps_per_round
+    loader, steps = _Loader(dataset, training.recipe, training.device), training.recipe.pretrain.steps_per_round
     for step in range(steps):
-        sample = poisson_sample(len(dataset), privacy.sampling_rate)
+        sample = poisson_sample(len(dataset), training.privacy.sampling_rate)
         released = training.release(loader.parts(sample.tolist(), step))
         training.finish(released, (round_number - 1) * steps + step)
-    trained = update.clone({name: parameter.detach() for name, parameter in training.trained.items()})
-    return PrivateRound(deltas=update.subtract(trained, {name: student[name] for name in trained}), num_steps=steps)
+        on_step(step + 1, steps)
+    return PrivateRound(deltas=training.deltas(), num_steps=steps)
 
 
 class _Loader:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panfm import update
 from panfm.config import PrivacyConfig, PrivacyMode, Recipe
 from panfm.data.dataset import Batch
 from panfm.errors import ConfigError, RunError
@@ -119,13 +120,14 @@ class PrivateTraining:
             not fit.
         """
         refuse_recipe(recipe, privacy, organs)
-        self._recipe, self._privacy, self._organs = recipe, privacy, tuple(organs)
+        self.recipe, self.privacy, self.device, self._organs = recipe, privacy, device, tuple(organs)
         self._losses = losses or recipe_losses(recipe)
         grids = {organ: recipe.organs[organ] for organ in organs}
         self.student = build_model(recipe.model, grids).to(device)
         load_parameters(self.student, student)
         self.teacher = Teacher(build_model(recipe.model, grids).to(device), teacher)
         self.trained = self._only_trained(privacy.mode)
+        self._start = {name: student[name] for name in self.trained}
         self.optimiser = make_optimiser(self.student, recipe.pretrain)
         self._anchor = anchor_of(self.student) if recipe.pretrain.proximal else []
         self._seeing, self._knowing = DenseModel(self.student), DenseModel(self.teacher.model)
@@ -139,7 +141,7 @@ class PrivateTraining:
             parts: the sample in physical batches; none for a sample that holds nobody.
         """
         computed = ((places, partial(self.rows, views)) for places, views in parts)
-        return noised_mean(computed, self.trained, self._privacy)
+        return noised_mean(computed, self.trained, self.privacy)
 
     def rows(self, views: Sequence[Views]) -> dict[str, Tensor]:
         """Each subject's own gradient, the mean over its views, neither clipped nor noised: for `release` alone."""
@@ -156,7 +158,7 @@ class PrivateTraining:
             run_step: steps of the run before this one.
         Raises: RunError when the parameters are no longer finite.
         """
-        pretrain, total = self._recipe.pretrain, self._recipe.total_steps
+        pretrain, total = self.recipe.pretrain, self.recipe.total_steps
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(run_step, total, pretrain)
         for name, parameter in self.trained.items():
@@ -170,15 +172,20 @@ class PrivateTraining:
                 raise RunError(f"training diverged: {name} should be finite numbers; lower pretrain.learning_rate")
         self.teacher.follow(self.student, teacher_momentum(run_step, total, pretrain))
 
+    def deltas(self) -> dict[str, Tensor]:
+        """What the steps so far made of the trained parameters, less their beginning: fp32 on the CPU, by name."""
+        trained = update.clone({name: parameter.detach() for name, parameter in self.trained.items()})
+        return update.subtract(trained, self._start)
+
     def _only_trained(self, mode: PrivacyMode) -> dict[str, torch.nn.Parameter]:
         parameters = dict(self.student.named_parameters())
-        names = trained_names(parameters, mode, self._recipe, self._organs)
+        names = trained_names(parameters, mode, self.recipe, self._organs)
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in names)
         return {name: parameters[name] for name in names}
 
     def _losses_of(self, views: Views) -> Callable[[], Tensor]:
-        return losses_of(self._seeing, self._knowing, views, self._recipe, self._losses)
+        return losses_of(self._seeing, self._knowing, views, self.recipe, self._losses)
 
     def _refuse_coupling(self, device: str) -> None:
         """Raises: ConfigError when one made-up subject's loss moves with another one."""
@@ -192,7 +199,7 @@ class PrivateTraining:
 
     @torch.no_grad()
     def _made_up_losses(self, other: Other, device: str) -> Tensor:
-        return self.subject_losses(_made_up(self._recipe, self._organs, other, device))
+        return self.subject_losses(_made_up(self.recipe, self._organs, other, device))
 
 
 class Other(Enum):

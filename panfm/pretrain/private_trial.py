@@ -34,8 +34,8 @@ class TrialTraining:
     """Answers `panfm.privacy.contract`, and the two audits; those who break it on purpose write over its parts."""
 
     denominator = DENOMINATOR
-    most = 2
-    """Subjects of a physical batch."""
+    most = 3
+    """Subjects of a physical batch: few, so that a sample has several."""
     remembers = False
     """Whether the gradients of a sample, in which nothing is random, are computed once, however often it is released."""
 

@@ -114,7 +114,14 @@ def draw_masks(
     return Masks(organs=draw_organ_masks(saliency, organ_config, organ_draws), patches=patches)
 
 
-def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Masks, weights: LossWeights) -> StepLoss:
+def step_loss(
+    student: PanOrganModel,
+    batch: Batch,
+    target: Features,
+    masks: Masks,
+    weights: LossWeights,
+    guesses: Mapping[str, Tensor] | None = None,
+) -> StepLoss:
     """Both terms for one batch.
 
     Args:
@@ -122,10 +129,11 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
         target: the teacher's features of them.
         masks: what the student does not see of its batch; in a scan at least one patch is hidden and one is not.
         weights: of the terms; the metrics `patch`, `organ` and `collapse` are before weighting.
+        guesses: `mean_targets` of the batch that this one is a part of; None: this one is whole.
     """
     shown = shown_to_student(batch, masks)
     features: Features = student(shown.scans, shown.rows, len(batch.subjects), shown.patches)
-    patch = _patch_term(student, features, target, shown, len(batch.subjects))
+    patch = _patch_term(student, features, target, shown, len(batch.subjects), guesses)
     organ, eligible = organ_term(student, batch, features, target, masks.organs)
     total = weights.patch * patch.hidden + weights.seen * patch.seen
     if weights.organ > 0:  # a term without weight gives no gradient, so that weight decay leaves its predictor alone
@@ -141,15 +149,28 @@ def step_loss(student: PanOrganModel, batch: Batch, target: Features, masks: Mas
     )
 
 
-def shown_to_student(batch: Batch, masks: Masks) -> Shown:
-    """The scans of a batch that the student gets, and which of their patches are hidden from it."""
+def mean_targets(batch: Batch, target: Features, masks: Masks) -> dict[str, Tensor]:
+    """What a constant would best say of each visible organ: the mean of its targets of hidden patches, [E]."""
+    return {
+        organ: normalised(target.patches[organ][keep])[masks.patches[organ][keep]].mean(0)
+        for organ, keep in visible_scans(batch, masks).items()
+    }
+
+
+def visible_scans(batch: Batch, masks: Masks) -> dict[str, Tensor]:
+    """Organ -> int64 [v_o]: which of the organ's scans in the batch the student gets; organs of which it gets none are absent."""
     places: dict[str, Tensor] = {}
     for organ, rows in batch.rows.items():
         hidden = masks.organs[rows.cpu(), batch.organs.index(organ)]
         keep = torch.nonzero(~hidden).flatten().to(rows.device)
         if keep.numel():
             places[organ] = keep
-    scans = batch.scans
+    return places
+
+
+def shown_to_student(batch: Batch, masks: Masks) -> Shown:
+    """The scans of a batch that the student gets, and which of their patches are hidden from it."""
+    places, scans = visible_scans(batch, masks), batch.scans
     return Shown(
         places=places,
         scans={organ: scans[organ][keep] for organ, keep in places.items()},
@@ -169,14 +190,20 @@ class _PatchTerm:
 
 
 def _patch_term(
-    student: PanOrganModel, features: Features, target: Features, shown: Shown, num_subjects: int
+    student: PanOrganModel,
+    features: Features,
+    target: Features,
+    shown: Shown,
+    num_subjects: int,
+    guesses: Mapping[str, Tensor] | None,
 ) -> _PatchTerm:
     scans: dict[str, dict[str, Tensor]] = {"hidden": {}, "seen": {}, "constant": {}}
     for organ, keep in shown.places.items():
         mask = shown.patches[organ]
         wanted = normalised(target.patches[organ][keep])
         loss = feature_loss(student.heads.patch_predictor(features.patches[organ]), wanted)
-        constant = feature_loss(wanted[mask].mean(0).expand_as(wanted), wanted)
+        guess = wanted[mask].mean(0) if guesses is None else guesses[organ]
+        constant = feature_loss(guess.expand_as(wanted), wanted)
         for name, per_patch, chosen in (("hidden", loss, mask), ("seen", loss, ~mask), ("constant", constant, mask)):
             scans[name][organ] = per_patch[chosen].reshape(len(keep), -1).mean(1)
     return _PatchTerm(

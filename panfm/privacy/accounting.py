@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from panfm.errors import ConfigError
 
-_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), 64, 80, 96, 128, 192, 256, 384, 512)
+ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), 64, 80, 96, 128, 192, 256, 384, 512)
 """Opacus' own, and larger ones, without which a single release with much noise is charged up to three times too much."""
 _PRV_GIVES_UP = 300.0
 """RDP's epsilon above which the numerical accountant takes minutes or overflows; nobody's budget is there."""
@@ -112,9 +112,9 @@ def epsilon_rdp(history: Iterable[NoisySteps], delta: float) -> float:
     entries = merged(history)
     if not entries:
         return 0.0
-    curve = sum(_curve(entry.noise_multiplier, entry.sampling_rate) * entry.steps for entry in entries)
+    curve = sum(renyi_curve(entry.noise_multiplier, entry.sampling_rate) * entry.steps for entry in entries)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the best order is the last we have
-        epsilon, _ = get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)
+        epsilon, _ = get_privacy_spent(orders=ORDERS, rdp=curve, delta=delta)
     return max(0.0, float(epsilon))
 
 
@@ -139,9 +139,9 @@ def epsilon_prv(history: Iterable[NoisySteps], delta: float) -> float | None:
 
 
 @cache
-def _curve(noise_multiplier: float, sampling_rate: float) -> npt.NDArray[np.float64]:
-    """Renyi divergence of one step at each of the orders; inf where it cannot be computed, which only loosens the bound."""
-    curve = np.array([_divergence(noise_multiplier, sampling_rate, order) for order in _ORDERS])
+def renyi_curve(noise_multiplier: float, sampling_rate: float) -> npt.NDArray[np.float64]:
+    """Renyi divergence of one step at each of `ORDERS`; inf where it cannot be computed, which only loosens the bound."""
+    curve = np.array([_divergence(noise_multiplier, sampling_rate, order) for order in ORDERS])
     curve.setflags(write=False)
     return curve
 

@@ -35,6 +35,7 @@ from panfm.reporting.record import (
     SiteJoined,
     SiteLeft,
     SiteRejected,
+    TrainerAudited,
     events_of,
     read_record,
 )
@@ -76,6 +77,7 @@ class RunHistory:
     averages: dict[int, RoundFinished]
     probes: tuple[ProbeTable, ...]
     model_evaluations: tuple[ModelEvaluated, ...]
+    audits: tuple[TrainerAudited, ...]
     reports: dict[tuple[int, str], SiteEvaluated]
     """(round, site) -> what became of its part in the evaluation after that round, by round and then by site."""
     evaluations: dict[int, RoundEvaluated]
@@ -155,6 +157,7 @@ def history_of(events: Sequence[Event], *, name: str, first_time: str = "", last
         averages={event.round: event for event in events_of(RoundFinished, list(events))},
         probes=tuple(events_of(ProbeTable, list(events))),
         model_evaluations=tuple(events_of(ModelEvaluated, list(events))),
+        audits=tuple(events_of(TrainerAudited, list(events))),
         reports=dict(sorted(((e.round, e.site), e) for e in _standing(events) if isinstance(e, SiteEvaluated))),
         evaluations={e.round: e for e in _standing(events) if isinstance(e, RoundEvaluated)},
         first_time=first_time,

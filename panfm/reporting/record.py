@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,7 +129,7 @@ class SiteAnswered:
     audit_head: str = ""
     """Head of the site's audit log when it answered, as DIGEST:LENGTH: the witness for `panfm site audit verify`."""
     collapsed: bool = False
-    """It was left out because its own training collapsed."""
+    """It was left out because its own training collapsed or diverged."""
     update_digest: str = ""
     """SHA-256 of the update as it came, which the coordinator keeps on disk until the round is done; empty unless accepted."""
     epsilon: float | None = None
@@ -272,6 +272,40 @@ class ModelEvaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerAudited:
+    """What a run with made-up subjects shows of the private trainer, beside what is claimed. Nobody's budget pays for it."""
+
+    mode: str
+    """dp_adapters or dp_full, as the recipe has it."""
+    canaries: int
+    """Made-up subjects with a gradient of their own, of whom a coin put half in."""
+    noise_multiplier: float
+    """Of the audit's steps; the study has its own."""
+    sampling_rate: float
+    """Of the audit's steps."""
+    steps: int
+    """Of the audit."""
+    delta: float
+    """Of both epsilons."""
+    claimed: float
+    """Epsilon of these steps, by the accountant that reports."""
+    at_least: float
+    """Epsilon that the trainer is shown to have at least."""
+    doubt: float
+    """Chance that this bound is wrong."""
+    signal: float
+    """By how much canaries that were in stand out, over what the recipe says; 1 is right."""
+    signal_band: float
+    """Standard deviation of `signal` for a right trainer."""
+    noise: float
+    """Standard deviation of the noise, over what is charged; 1 is right."""
+    noise_band: float
+    """Standard deviation of `noise` for a right trainer."""
+    found: list[str] = field(default_factory=list)
+    """What does not fit the claim, in words; none: nothing was found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FaultsPlanned:
     """What a rehearsal had go wrong on purpose; written after the run, beside what the coordinator made of it."""
 
@@ -311,6 +345,7 @@ Event = (
     | RoundEvaluated
     | ProbeTable
     | ModelEvaluated
+    | TrainerAudited
     | FaultsPlanned
     | RunFinished
 )
@@ -328,6 +363,7 @@ _EVENTS: dict[str, type[Event]] = {
     "round_evaluated": RoundEvaluated,
     "probe_table": ProbeTable,
     "model_evaluated": ModelEvaluated,
+    "trainer_audited": TrainerAudited,
     "faults_planned": FaultsPlanned,
     "run_finished": RunFinished,
 }
@@ -394,3 +430,18 @@ def event_of(values: dict[str, Any]) -> Event | None:
 def events_of(kind: type[E_co], events: list[Event]) -> list[E_co]:
     """Only the events of one kind, in order."""
     return [event for event in events if isinstance(event, kind)]
+
+
+def start_of(events: Iterable[Event]) -> RunStarted | None:
+    """The start of the run, if it got that far."""
+    return next((event for event in events if isinstance(event, RunStarted)), None)
+
+
+def end_of(events: Sequence[Event]) -> RunFinished | None:
+    """The end of the run, unless somebody went on with it afterwards."""
+    for event in reversed(events):
+        if isinstance(event, RunFinished):
+            return event
+        if isinstance(event, RunStarted | RunResumed):
+            return None
+    return None

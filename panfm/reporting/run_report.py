@@ -35,6 +35,7 @@ from panfm.reporting.probes import probe_rows
 from panfm.reporting.record import ModelEvaluated
 from panfm.reporting.spending import privacy_facts, spending_by_round, spending_figure, spending_table
 from panfm.reporting.svg import house_style, inline_svg
+from panfm.reporting.trainer_audit import audit_sentence, audit_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ def page_values(history: RunHistory, links: dict[str, str]) -> dict[str, object]
         "unreported": tables.unreported_table(evaluation_troubles(history)),
         "unchanged": tables.trouble_table(unchanged_groups(history), "group"),
         "privacy_facts": privacy_facts(history),
+        "audit_sentence": audit_sentence(history),
         "probes": probes(history),
         "model_evaluations": model_evaluations(history),
         "tables": report_tables(history, links),
@@ -219,6 +221,7 @@ def report_tables(history: RunHistory, links: dict[str, str]) -> dict[str, objec
         "parameters": tables.parameter_table(history),
         "spending": spending_table(history),
         "spending_by_round": spending_by_round(history),
+        "audit": audit_table(history),
     }
 
 

@@ -13,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +34,13 @@ def build_bundle(tree: Path) -> Bundle:
     """
     _check_tree(tree)
     builder = _builder()
+    with bundle_sources(tree) as copy:
+        return read_bundle(_built(builder, copy))
+
+
+@contextmanager
+def bundle_sources(tree: Path) -> Iterator[Path]:
+    """A copy of the few files of a checkout that travel, while the block runs: Flower looks at all that lies beside them."""
     with TemporaryDirectory() as temporary:
         copy = Path(temporary) / "panfm"  # of its own name, for Flower minds what the folder is called
         copy.mkdir()
@@ -39,7 +48,7 @@ def build_bundle(tree: Path) -> Bundle:
             shutil.copyfile(tree / name, copy / name)
         for name in _FOLDERS:
             shutil.copytree(tree / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        return read_bundle(_built(builder, copy))
+        yield copy
 
 
 def _check_tree(tree: Path) -> None:

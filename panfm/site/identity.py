@@ -54,17 +54,22 @@ class SiteIdentity:
     """64 hexadecimal digits."""
 
     @classmethod
-    def open(cls, folder: Path, ask: Callable[[], str] | None = None) -> SiteIdentity:
+    def open(
+        cls, folder: Path, ask: Callable[[], str] | None = None, passphrase_file: Path | None = None
+    ) -> SiteIdentity:
         """The identity in a site's folder.
 
         Args:
             ask: asks a person for the passphrase, where there is one and no file holds it.
+            passphrase_file: holds it; None: the file that the environment names.
         Raises: ConfigError when there is none, others can read it, it is no key, or its passphrase is missing or wrong.
         """
         content = _read_private(folder / KEYS / PRIVATE_KEY)
         _check_mode((folder / KEYS).stat(), folder / KEYS, "700")
-        passphrase = None if _STRETCHED.match(content) is None else found_passphrase() or _asked(ask)
-        return identity_of(_unwrapped(content, passphrase))
+        if _STRETCHED.match(content) is None:
+            return identity_of(_unwrapped(content, None))
+        found = found_passphrase() if passphrase_file is None else _passphrase_in(passphrase_file)
+        return identity_of(_unwrapped(content, found or _asked(ask)))
 
     @property
     def fingerprint(self) -> str:
@@ -134,11 +139,15 @@ def found_passphrase() -> str | None:
     """
     named, credentials = os.environ.get(PASSPHRASE_FILE), os.environ.get("CREDENTIALS_DIRECTORY")
     if named:
-        return _first_line(_read_private(Path(named)), Path(named))
+        return _passphrase_in(Path(named))
     credential = Path(credentials) / CREDENTIAL if credentials else None
     if credential is None or not credential.is_file():
         return None
     return _first_line(_read_credential(credential), credential)
+
+
+def _passphrase_in(path: Path) -> str:
+    return _first_line(_read_private(path), path)
 
 
 def _first_line(content: bytes, path: Path) -> str:

@@ -15,9 +15,8 @@ that, or another one, was put back to an older copy: nothing is charged, so noth
 it is with an audit log that does not know of the ledger's last lines. Both put back together are found by whoever keeps a head
 that the site sent: `witnesses`.
 
-There is one ledger a site. A subject is kept as a keyed hash of its pseudonym: enough to see that it was charged before, while
-the ledger can be backed up and shown without naming anybody. Keyed, because pseudonyms such as sub-001 can be guessed one by
-one; by the site's own signing key, because the ledger is bound to that key anyway and needs no other secret.
+There is one ledger a site, bound to the site's signing key. A new key does not begin at zero: the ledger is carried over
+(`panfm.site.ledger_carried`). The roll names nobody: `panfm.site.ledger_roll`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -25,46 +24,51 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import hmac
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from panfm.durable import flush
 from panfm.errors import AuditError, ConfigError
 from panfm.privacy.accounting import Budget, NoisySteps
 from panfm.signing import public_hex
-from panfm.site.audit_chain import EMPTY, Head, Inspection, JsonScalar
+from panfm.site.audit_chain import EMPTY, Entry, Head, Inspection, JsonScalar
 from panfm.site.audit_log import STATE, AuditLog, LogKind, has_log, inspect_folder
 from panfm.site.ledger_book import (
+    CARRIED_OVER,
     COHORT_OPENED,
+    FIRST_COHORT,
     RELEASED,
     RESERVED,
     VOIDED,
     Book,
     Fate,
     Purpose,
-    Roll,
     about_charge,
     about_roll,
     cohorts_of,
     read_book,
 )
+from panfm.site.ledger_carried import EarlierLedger, carried_over, copied, heads_before, new_numbers
+from panfm.site.ledger_roll import (
+    STOP,
+    SubjectRoll,
+    first_roll_key,
+    open_private,
+    roll_content,
+    sealed,
+    unsealed,
+    write_roll,
+)
 
 LEDGER = LogKind(
     "ledger", "privacy ledger", "run `panfm site ledger`, which names what is wrong, and ask who changed it"
 )
-ROLL, LOCK = "ledger.roll", "ledger.lock"
+LOCK = "ledger.lock"
 LEDGER_ANCHORED = "ledger_anchored"
 """In the audit log."""
-_ROLL_LINE_BYTES = 40
-_STOP = "nothing is charged, and so nothing is trained with privacy, until a person has looked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ class Ledger:
     _log: AuditLog
     _audit: AuditLog
     _public_key: str
-    _roll_key: bytes = field(repr=False)
+    _roll: SubjectRoll
     _witnesses: tuple[Head, ...] = ()
 
     @classmethod
@@ -107,13 +111,24 @@ class Ledger:
             witnesses: heads that others have recorded.
         Raises: AuditError when it is not as it was written, or was taken away.
         """
-        log = AuditLog(folder / STATE, key, public_hex(key), LEDGER)
-        ledger = cls(folder, log, audit, public_hex(key), _roll_key(key), tuple(witnesses))
+        ledger = cls._of(folder, key, audit, witnesses)
         with ledger._locked():
-            if not has_log(folder, LEDGER):
-                ledger._begin(key)
-            ledger._checked()
-        return ledger
+            ledger._begin_once(key)
+            return replace(ledger, _roll=SubjectRoll(folder, _roll_key(ledger._checked(), key)))
+
+    @classmethod
+    def carry_over(cls, folder: Path, key: Ed25519PrivateKey, audit: AuditLog, earlier: EarlierLedger) -> Ledger:
+        """The ledger of a site with a new key, begun with all that the one under its earlier key says.
+
+        Until it is done nothing can be charged; after a crash it is asked for again, and goes on where it was.
+
+        Raises: ConfigError when this ledger has charged somebody already, or was carried over from another one; AuditError.
+        """
+        ledger = cls._of(folder, key, audit)
+        with ledger._locked():
+            ledger._begin_once(key)
+            ledger._carry(earlier, key)
+        return cls.open(folder, key, audit)
 
     def book(self) -> Book:
         """What it says now. Raises: AuditError."""
@@ -128,7 +143,8 @@ class Ledger:
         """
         with self._locked():
             book = self._checked()
-            return cohorts_of(self._members(book), self._hashed(subjects), book.newest_cohort)
+            members = self._roll.members(book.roll)
+            return cohorts_of(members, self._roll.hashed(subjects), book.newest_cohort)
 
     def reserve(
         self, steps: NoisySteps, purpose: Purpose, subjects: Collection[str], budget: Budget
@@ -146,12 +162,12 @@ class Ledger:
             raise ValueError("a release over no subjects needs no charge, and should not be made")
         with self._locked():
             book = self._checked()
-            members, hashed = self._members(book), self._hashed(subjects)
+            members, hashed = self._roll.members(book.roll), self._roll.hashed(subjects)
             cohorts = cohorts_of(members, hashed, book.newest_cohort)
             epsilon = book.spent_after(cohorts, steps, budget.delta)
             if not epsilon <= budget.epsilon:
                 return OverBudget(epsilon_after=epsilon, budget=budget)
-            roll = self._enrol(book, sorted(hashed - members.keys()), cohorts[-1])
+            roll = self._roll.enrol(book.roll, sorted(hashed - members.keys()), cohorts[-1])
             head = self._append(RESERVED, about_charge(steps, purpose, cohorts, budget, epsilon) | about_roll(roll))
             return Reserved(line=head.length, cohorts=cohorts, epsilon_after=epsilon, head=head)
 
@@ -178,11 +194,16 @@ class Ledger:
         The same people under other pseudonyms look like others: whoever opens a cohort answers for it that they are not.
 
         Returns: the number of the cohort.
-        Raises: ConfigError when there are no subjects, or any of them was charged before; AuditError.
+        Raises: ConfigError when there are no subjects, or any of them was charged before, or nobody can tell; AuditError.
         """
         with self._locked():
             book = self._checked()
-            members, hashed = self._members(book), self._hashed(subjects)
+            if _is_roll_lost(book):
+                raise ConfigError(
+                    "who was charged before cannot be told: it stood under a signing key that is lost. This ledger stays with "
+                    "the cohort that there is"
+                )
+            members, hashed = self._roll.members(book.roll), self._roll.hashed(subjects)
             known = len(hashed & members.keys())
             if known or not hashed:
                 raise ConfigError(
@@ -190,7 +211,7 @@ class Ledger:
                     "Take them out of the store, or stay with the cohort that there is"
                 )
             cohort = book.newest_cohort + 1
-            roll = self._enrol(book, sorted(hashed), cohort)
+            roll = self._roll.enrol(book.roll, sorted(hashed), cohort)
             self._append(COHORT_OPENED, {"cohort": cohort, "subjects": len(hashed), **about_roll(roll)})
             return cohort
 
@@ -201,7 +222,7 @@ class Ledger:
         """Alone with the ledger; the lock ends with the process that holds it."""
         try:
             (self._folder / STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = _open_private(self._folder / STATE / LOCK)
+            lock = open_private(self._folder / STATE / LOCK)
         except OSError as error:
             raise _cannot_write(error) from error
         try:
@@ -212,20 +233,56 @@ class Ledger:
         finally:
             os.close(lock)
 
-    def _begin(self, key: Ed25519PrivateKey) -> None:
+    @classmethod
+    def _of(cls, folder: Path, key: Ed25519PrivateKey, audit: AuditLog, witnesses: Sequence[Head] = ()) -> Ledger:
+        log = AuditLog(folder / STATE, key, public_hex(key), LEDGER)
+        return cls(folder, log, audit, public_hex(key), SubjectRoll(folder, first_roll_key(key)), tuple(witnesses))
+
+    def _begin_once(self, key: Ed25519PrivateKey) -> None:
+        if has_log(self._folder, LEDGER):
+            return
         if self._audit.last(LEDGER_ANCHORED) is not None:
-            raise AuditError(f"the audit log knows of a privacy ledger, and it is gone; restore it. Till then {_STOP}")
+            raise AuditError(f"the audit log knows of a privacy ledger, and it is gone; restore it. Till then {STOP}")
         AuditLog.create(self._folder, key, {}, LEDGER)
 
     def _checked(self) -> Book:
         """What the ledger says, after it was compared with all that vouches for it; its head is in the audit log then."""
+        book, _ = self._looked_at()
+        _check_whole(book)
+        return book
+
+    def _looked_at(self) -> tuple[Book, tuple[Entry, ...]]:
         self._log.head()  # deals with what a crash left
         anchored = _anchored(self._audit)
-        book = _read(self._folder, self._public_key, (anchored, *self._witnesses))
+        book, entries = _read(self._folder, self._public_key, (anchored, *self._witnesses))
         _check_known(book.head, anchored)
         if book.head != anchored:  # a crash came between the two
             self._anchor(book.head)
-        return book
+        return book, entries
+
+    def _carry(self, earlier: EarlierLedger, key: Ed25519PrivateKey) -> None:
+        book, entries = self._looked_at()
+        numbers = new_numbers(entries)
+        if book.carried is None:
+            if book.charges or book.newest_cohort > FIRST_COHORT:
+                raise ConfigError(
+                    "this site's ledger has charges of its own, and a ledger is carried over before the first of them. Take "
+                    "off the policy's epsilon what the earlier ledger says is spent, and halve delta: deploy/guides/site.md"
+                )
+            numbers = {1: self._begin_with(earlier, key).length}
+        elif (book.carried.public_key, book.carried.head) != (earlier.public_key, earlier.head):
+            raise ConfigError(
+                f"this site's ledger was carried over from another one, with the head {book.carried.head}; give that folder"
+            )
+        for entry in earlier.entries[len(numbers) :]:
+            numbers[entry.line] = self._append(*copied(earlier, entry, numbers)).length
+
+    def _begin_with(self, earlier: EarlierLedger, key: Ed25519PrivateKey) -> Head:
+        """The roll first: an entry vouches for it."""
+        if earlier.roll_key is not None:
+            write_roll(self._folder, 0, earlier.roll_content)
+        roll_key = "" if earlier.roll_key is None else sealed(earlier.roll_key, key)
+        return self._append(CARRIED_OVER, carried_over(earlier, roll_key))
 
     def _append(self, event: str, about: Mapping[str, JsonScalar]) -> Head:
         self._log.append(event, about)
@@ -244,46 +301,43 @@ class Ledger:
             )
         return self._append(event, {"reservation": reserved.line})
 
-    def _hashed(self, subjects: Collection[str]) -> frozenset[str]:
-        return frozenset(
-            hmac.digest(self._roll_key, subject.encode(errors="surrogatepass"), hashlib.sha256)[:16].hex()
-            for subject in subjects
-        )
-
-    def _members(self, book: Book) -> dict[str, int]:
-        """Who was ever charged, by keyed hash, and in which cohort."""
-        lines = self._roll_content(book).decode("ascii").splitlines()
-        return {line[7:]: int(line[:6]) for line in lines}
-
-    def _roll_content(self, book: Book) -> bytes:
-        """The part of the roll that the ledger vouches for; what is behind it was left by a crash before its charge."""
-        size, path = book.roll.subjects * _ROLL_LINE_BYTES, self._folder / STATE / ROLL
-        content = path.read_bytes()[:size] if path.exists() else b""
-        if hashlib.sha256(content).hexdigest() != book.roll.sha256:
-            raise AuditError(f"{ROLL}, the list of the subjects charged, is not as it was written; {_STOP}")
-        return content
-
-    def _enrol(self, book: Book, hashed: Sequence[str], cohort: int) -> Roll:
-        """Put subjects onto the roll, on disk; they count when the next entry vouches for them."""
-        content = self._roll_content(book)
-        added = "".join(f"{cohort:06d} {subject}\n" for subject in hashed).encode("ascii")
-        if added:
-            _write_at(self._folder / STATE / ROLL, len(content), added)
-            flush(self._folder / STATE)
-        return Roll(subjects=book.roll.subjects + len(hashed), sha256=hashlib.sha256(content + added).hexdigest())
-
 
 def read_ledger(folder: Path, public_key: str, witnesses: Sequence[Head] = ()) -> Book:
     """What a site's ledger says, for those who only read: no key is needed and nothing is changed.
 
     Raises: AuditError when there is none, or it or the audit log is not as it was written.
     """
-    audit = inspect_folder(folder, public_key)
-    _check(audit, "audit log")
-    heads = [_head_of(entry.about) for entry in audit.entries if entry.event == LEDGER_ANCHORED]
-    book = _read(folder, public_key, (*heads, *witnesses))
-    _check_known(book.head, heads[-1] if heads else EMPTY)
+    book, _ = _read_all(folder, public_key, witnesses)
+    _check_whole(book)
     return book
+
+
+def read_earlier(
+    folder: Path, public_key: str, key: Ed25519PrivateKey | None, witnesses: Sequence[Head] = ()
+) -> EarlierLedger:
+    """The ledger of a site under an earlier key, to be carried over.
+
+    Args:
+        folder: with `state/` as it was under that key.
+        key: its private half; None: it is lost.
+        witnesses: heads of that ledger that others have recorded.
+    Raises: ConfigError when the two halves are not of one key; AuditError when ledger, roll or audit log are not as they were
+        written.
+    """
+    if key is not None and public_hex(key) != public_key:
+        raise ConfigError(
+            "the earlier private key is not the other half of the earlier public key; give those of one key"
+        )
+    book, entries = _read_all(folder, public_key, witnesses)
+    _check_whole(book)
+    return EarlierLedger(
+        public_key=public_key,
+        entries=entries,
+        head=book.head,
+        roll=book.roll,
+        roll_content=roll_content(folder, book.roll),
+        roll_key=None if key is None or _is_roll_lost(book) else _roll_key(book, key),
+    )
 
 
 def has_ledger(folder: Path) -> bool:
@@ -291,16 +345,48 @@ def has_ledger(folder: Path) -> bool:
     return has_log(folder, LEDGER)
 
 
-def _read(folder: Path, public_key: str, witnesses: Sequence[Head]) -> Book:
+def _read_all(folder: Path, public_key: str, witnesses: Sequence[Head]) -> tuple[Book, tuple[Entry, ...]]:
+    """The ledger as those who hold no key see it, compared with the audit log."""
+    audit = inspect_folder(folder, public_key)
+    _check(audit, "audit log")
+    heads = [_head_of(entry.about) for entry in audit.entries if entry.event == LEDGER_ANCHORED]
+    book, entries = _read(folder, public_key, (*heads, *witnesses))
+    _check_known(book.head, heads[-1] if heads else EMPTY)
+    return book, entries
+
+
+def _read(folder: Path, public_key: str, witnesses: Sequence[Head]) -> tuple[Book, tuple[Entry, ...]]:
     found = inspect_folder(folder, public_key, witnesses, LEDGER)
+    before = heads_before(found.entries)
+    if found.fault is not None and before.intersection(witnesses):  # they are of the ledger under the earlier key
+        found = inspect_folder(folder, public_key, [head for head in witnesses if head not in before], LEDGER)
     _check(found, "privacy ledger")
-    return read_book(found.entries, found.head)
+    return read_book(found.entries, found.head), found.entries
+
+
+def _check_whole(book: Book) -> None:
+    if book.carried is not None and not book.carried.is_whole:
+        raise AuditError(
+            f"the privacy ledger holds {book.carried.lines} of the {book.carried.head.length} lines that are to be carried over; "
+            f"run `panfm site ledger carry-over` again. Till then {STOP}"
+        )
+
+
+def _is_roll_lost(book: Book) -> bool:
+    return book.carried is not None and not book.carried.roll_key
+
+
+def _roll_key(book: Book, key: Ed25519PrivateKey) -> bytes:
+    """The key that the roll has had from its beginning."""
+    if book.carried is None or _is_roll_lost(book):
+        return first_roll_key(key)
+    return unsealed(book.carried.roll_key, key)
 
 
 def _check(found: Inspection, title: str) -> None:
     if found.fault is not None:
         fault = found.fault
-        raise AuditError(f"line {fault.line} of the {title} [{fault.kind}]: {fault.meaning}; {_STOP}")
+        raise AuditError(f"line {fault.line} of the {title} [{fault.kind}]: {fault.meaning}; {STOP}")
 
 
 def _check_known(head: Head, anchored: Head) -> None:
@@ -308,7 +394,7 @@ def _check_known(head: Head, anchored: Head) -> None:
     if head.length > anchored.length + 1:
         raise AuditError(
             f"the audit log knows {anchored.length} of the privacy ledger's {head.length} lines: it was put back to an older "
-            f"copy; {_STOP}"
+            f"copy; {STOP}"
         )
 
 
@@ -322,35 +408,7 @@ def _head_of(about: Mapping[str, JsonScalar]) -> Head:
     return Head(int(str(about["ledger_length"])), str(about["ledger_digest"]))
 
 
-def _roll_key(key: Ed25519PrivateKey) -> bytes:
-    """For the hashes of the roll only; the signing key cannot be had from it."""
-    derived = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"panfm ledger roll 1")
-    return derived.derive(key.private_bytes_raw())
-
-
-def _open_private(path: Path) -> int:
-    """A file to write, made for the folder's owner alone; also when it is root who writes, such as to open a cohort."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
-
-
-def _write_at(path: Path, offset: int, content: bytes) -> None:
-    """Write behind what is vouched for, and cut off what a crash left there."""
-    descriptor = _open_private(path)
-    try:
-        os.ftruncate(descriptor, offset)
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        while content:
-            content = content[os.write(descriptor, content) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _cannot_write(error: OSError) -> AuditError:
     return AuditError(
-        f"the privacy ledger cannot be read or written ({error.strerror}); make room or mend the disk: {_STOP}"
+        f"the privacy ledger cannot be read or written ({error.strerror}); make room or mend the disk: {STOP}"
     )

@@ -6,6 +6,8 @@ Entries of the ledger, each on a line of its own (`panfm.site.audit_chain`):
     reserved        a charge: noise multiplier, sampling rate and steps, for which run and round, to which cohorts
     released        the answer of that charge may leave from here on, so the charge stays for good
     voided          nothing of that charge has left or can leave any more, so it does not count
+    carried_over    the site has a new key; the lines of the ledger under the earlier one follow (`panfm.site.ledger_carried`)
+    said_before     one of these lines that changes nothing here
 
 A charge counts from the moment in which it is reserved, and only `voided` undoes it: of a process that died in between nobody
 knows what it gave away. A *cohort* is a set of subjects who have been charged together. It only grows, and whoever joins it is
@@ -25,6 +27,7 @@ from panfm.privacy.statement import BudgetStatement
 from panfm.site.audit_chain import Entry, Head, JsonScalar
 
 COHORT_OPENED, RESERVED, RELEASED, VOIDED = "cohort_opened", "reserved", "released", "voided"
+CARRIED_OVER, SAID_BEFORE = "carried_over", "said_before"
 FIRST_COHORT = 1
 
 
@@ -74,6 +77,23 @@ class Roll:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """The ledger that the site kept under an earlier key, as far as it stands in this one."""
+
+    public_key: str
+    head: Head
+    roll_key: str
+    """The key of the list of subjects, sealed for the site's present key; "" where it is lost: nobody on that list is known."""
+    lines: int = 1
+    """How many of its lines stand here; the first by the entry `carried_over` itself."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of them do."""
+        return self.lines == self.head.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Book:
     """What a ledger says."""
 
@@ -81,6 +101,7 @@ class Book:
     charges: tuple[Charge, ...] = ()
     newest_cohort: int = FIRST_COHORT
     roll: Roll = Roll()
+    carried: Carried | None = None
 
     def history(self, cohort: int) -> tuple[NoisySteps, ...]:
         """All that counts for a cohort, equal mechanisms merged."""
@@ -141,7 +162,7 @@ def read_book(entries: Sequence[Entry], head: Head) -> Book:
     book = Book(head=head)
     for entry in entries:
         try:
-            book = _with(book, entry)
+            book = _with(_one_line_on(book, entry), entry)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise AuditError(
                 f"line {entry.line} of the privacy ledger, `{entry.event}`, says nothing that a ledger says ({error!r:.80}); "
@@ -205,7 +226,35 @@ def _with(book: Book, entry: Entry) -> Book:
             return _settled(book, _whole(about["reservation"]), Fate.released)
         case "voided":
             return _settled(book, _whole(about["reservation"]), Fate.voided)
+        case "carried_over":
+            return replace(book, carried=_carried(book, about), roll=_roll(about))
+        case "said_before" if "was_line" in about:
+            return book
     raise ValueError("an event of another log")
+
+
+def _one_line_on(book: Book, entry: Entry) -> Book:
+    """The book with one line more of the earlier ledger. They come in order, and before all that is this ledger's own."""
+    carried = book.carried
+    if carried is None or entry.event == "torn_tail":
+        return book
+    if "was_line" not in entry.about:
+        if not carried.is_whole:
+            raise ValueError(f"line {carried.lines + 1} of the earlier ledger is missing")
+        return book
+    if carried.is_whole or _whole(entry.about["was_line"]) != carried.lines + 1:
+        raise ValueError(f"a line of the earlier ledger after its line {carried.lines}")
+    return replace(book, carried=replace(carried, lines=carried.lines + 1))
+
+
+def _carried(book: Book, about: Mapping[str, JsonScalar]) -> Carried:
+    if book != Book(head=book.head):
+        raise ValueError("a ledger is carried over before anything is charged")
+    return Carried(
+        public_key=str(about["from_public_key"]),
+        head=Head(_whole(about["from_length"]), str(about["from_digest"])),
+        roll_key=str(about["roll_key"]),
+    )
 
 
 def _next(book: Book, cohort: int) -> int:
@@ -221,7 +270,7 @@ def _charge(book: Book, entry: Entry) -> Charge:
         raise ValueError(f"cohorts {cohorts}")
     return Charge(
         line=entry.line,
-        time=entry.time,
+        time=str(about.get("was_time", entry.time)),
         purpose=Purpose(run=str(about["run"]), round=_whole(about["round"]), task_digest=str(about["task_digest"])),
         steps=NoisySteps(
             noise_multiplier=_number(about["noise_multiplier"]),

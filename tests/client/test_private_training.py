@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from opacus.accountants import RDPAccountant
@@ -14,6 +16,7 @@ from opacus.accountants import RDPAccountant
 from client import private_training
 from client.participation import take_part
 from client.private_training import MOST_ATTEMPTS, PrivateTrainingFailed
+from client.progress import STEPS
 from client.workspace import Workspace, open_workspace
 from panfm import recipes
 from panfm.config import PrivacyMode
@@ -21,6 +24,7 @@ from panfm.errors import AuditError, CheckpointError, ProtocolError
 from panfm.pretrain import private_round
 from panfm.pretrain.private_round import PrivateRound
 from panfm.pretrain.private_scope import round_cost, trained_names
+from panfm.privacy import clipping
 from panfm.protocol import Answer, Refusal, SiteUpdate, TrainTask
 from panfm.signing import public_hex
 from panfm.site.answers import AnswerStore
@@ -126,6 +130,42 @@ def test_everybody_who_may_be_sampled_is_charged(study: SmallStudy, workspace: W
     everybody = frozenset[str]().union(*workspace.subjects().values())
     assert book_of(workspace).roll.subjects == len(everybody) == 8
     assert workspace.spent_epsilon() == pytest.approx(epsilon_of(1), rel=1e-6)
+
+
+def test_steps_are_shown_at_the_site_and_tell_no_more_than_how_far_it_is(
+    study: SmallStudy, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, STEPS):
+        answer = answered(signed_task(study, "neuro"), workspace)
+    shown = [record for record in caplog.records if record.name == STEPS]
+    assert [record.getMessage() for record in shown] == ["round 1 step 1 of 2", "round 1 step 2 of 2"]
+    told = [
+        {name: record.__dict__[name] for name in ("site", "round", "step", "num_steps", "loss")} for record in shown
+    ]
+    assert told == [{"site": "neuro", "round": 1, "step": n, "num_steps": 2, "loss": None} for n in (1, 2)]
+    sent = release(answer, workspace.policy, signed_task(study, "neuro"), workspace.answers.parcels(answer))
+    assert sent.answer == answer
+
+
+def test_watching_the_steps_changes_nothing_that_leaves(study: SmallStudy, caplog: pytest.LogCaptureFixture) -> None:
+    """Samples, noise and the round's secret are held still, so that two rounds can be compared to the bit."""
+    found = [
+        _held_still(study, run, level, caplog) for run, level in (("small-1", logging.ERROR), ("other-2", logging.INFO))
+    ]
+    assert len([record for record in caplog.records if record.name == STEPS]) == 2
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(bool(delta.any()) for delta in found[0].values())
+
+
+def _held_still(study: SmallStudy, run: str, level: int, caplog: pytest.LogCaptureFixture) -> dict[str, torch.Tensor]:
+    workspace = at(study)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(level, STEPS):
+        patch.setattr(private_round, "poisson_sample", lambda size, rate: np.arange(0, size, 2))
+        patch.setattr(private_round, "os", SimpleNamespace(urandom=bytes))
+        patch.setattr(clipping, "all_noised", lambda sums, std: {name: t + std for name, t in sums.items()})
+        answer = answered(signed_task(study, "neuro", run=run), workspace)
+    return unpack_tensors(workspace.answers.parcels(answer))
 
 
 # ---- once for each answer -------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import client.workspace
-from client.workspace import TRAINING_SPLITS, free_memory_gib, open_workspace
+from client.workspace import TRAINING_SPLITS, open_workspace
 from panfm.data.store import TABLE
 from panfm.errors import ConfigError, DataError
 from panfm.site.policy_file import read_policy, write_policy
@@ -88,24 +87,3 @@ def test_what_is_missing_is_said_in_one_line(study: SmallStudy, tmp_path: Path) 
     (folder / "policy.yaml").unlink()
     with pytest.raises(ConfigError, match=r"the site has no policy\.yaml"):
         open_workspace({"site-folder": str(folder)})
-
-
-def test_free_memory_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       16777216 kB\nMemFree: 12 kB\nMemAvailable:    3145728 kB\n")
-    monkeypatch.setattr(client.workspace, "_MEMINFO", meminfo)
-    assert free_memory_gib("cpu") == 3.0
-    meminfo.write_text("MemTotal: 1 kB\n")
-    assert free_memory_gib("cpu") is None
-    monkeypatch.setattr(client.workspace, "_MEMINFO", tmp_path / "absent")
-    assert free_memory_gib("cpu") is None
-
-
-def test_free_memory_of_a_device_that_is_not_there_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_device: str) -> tuple[int, int]:
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr("torch.cuda.mem_get_info", absent)
-    assert free_memory_gib("cuda:7") is None
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (2**31, 2**33))
-    assert free_memory_gib("cuda") == 2.0

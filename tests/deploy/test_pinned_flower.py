@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from deploy import pinned_flower
-from deploy.pinned_flower import CLIENTAPP, SOURCES, SUPEREXEC, pinned
+from deploy.pinned_flower import CLIENTAPP, FLEET_CONNECTION, SOURCES, SUPEREXEC, SUPERNODE_LOOP, pinned
 from deploy.site.runtime.guard import HOOKED
 from panfm.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(CLIENTAPP, ("run_clientapp", *HOOKED)), (SUPEREXEC, ("run_superexec", "get_executor"))],
+    [
+        (CLIENTAPP, ("run_clientapp", *HOOKED)),
+        (SUPEREXEC, ("run_superexec", "get_executor", "make_simple_http_retry_invoker")),
+        (FLEET_CONNECTION, ("http_request_response", "make_simple_http_retry_invoker")),
+    ],
 )
 def test_hooked_names_are_there_and_are_what_the_program_calls(module: str, names: tuple[str, ...]) -> None:
     program, *hooked = names
@@ -29,6 +33,15 @@ def test_hooked_names_are_there_and_are_what_the_program_calls(module: str, name
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert set(hooked) <= called
+
+
+def test_supernode_s_loop_pauses_by_the_name_that_is_hooked_and_knows_of_time_nothing_else() -> None:
+    tree = ast.parse(inspect.getsource(pinned(SUPERNODE_LOOP)))
+    of_time = [
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "time"
+    ]
+    assert of_time
+    assert set(of_time) == {"sleep"}
 
 
 def test_other_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from panfm.durable import flush, write_file, write_folder
+from panfm.durable import flush, write_file, write_folder, write_private
 
 
 def _two_files(word: str) -> Callable[[Path], None]:
@@ -109,3 +109,39 @@ def test_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
     with pytest.raises(OSError, match="No space left"):
         write_file(tmp_path / "a.txt", b"new")
     assert _content(tmp_path) == {"a.txt": "old"}
+
+
+def test_private_file_is_its_owners_from_the_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(os.fstat(descriptor).st_mode & 0o777)
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", look)
+    place = tmp_path / "key"
+    place.write_text("old")
+    place.chmod(0o644)
+    before = os.umask(0)
+    try:
+        write_private(place, b"secret")
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
+    assert (place.read_bytes(), place.stat().st_mode & 0o777) == (b"secret", 0o600)
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_private_file_that_cannot_be_finished_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_private(tmp_path / "key", b"old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_private(tmp_path / "key", b"new")
+    assert (tmp_path / "key").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

@@ -42,9 +42,8 @@ from panfm.protocol import (
     TrainTask,
     to_envelope,
 )
-from panfm.reporting.record import Event, read_record
+from panfm.reporting.record import Event, end_of, read_record
 from panfm.wire.parcels import Parcel, pack_tensors
-from server.journal import end_of
 from server.run_folder import RECORD_FILE
 from server.study import StudySettings, conduct
 from simulation.local_grid import LocalGrid

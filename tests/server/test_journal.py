@@ -18,8 +18,10 @@ from panfm.reporting.record import (
     RunStarted,
     SiteAnswered,
     SiteJoined,
+    end_of,
+    start_of,
 )
-from server.journal import OpenRound, all_collapsed, collapsed_in_a_row, end_of, open_round, standing, start_of
+from server.journal import OpenRound, all_collapsed, collapsed_in_a_row, open_round, standing
 
 
 def _started(number: int, *sites: str) -> RoundStarted:

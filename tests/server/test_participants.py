@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 
 from panfm import recipes
 from panfm.config import Recipe
@@ -140,6 +141,33 @@ def test_an_update_is_no_answer_to_the_question(tmp_path: Path, recipe: Recipe) 
     meeting = _Meeting(tmp_path, recipe, a=lambda message: Message(content, reply_to=message))
     meeting.participants.look()
     assert meeting.rejected == {"node 1000": "the node sent an update when it was asked to join"}
+
+
+class _Registered(_Meeting):
+    """As in a deployment, where the SuperLink knows each node's key under the name of its site."""
+
+    def known_as(self, monkeypatch: pytest.MonkeyPatch, **names: str) -> None:
+        nodes = [NodeInfo(node_id=1000 + place, name=name) for place, name in enumerate(names.values())]
+        monkeypatch.setattr(self.grid, "get_nodes", lambda: nodes)
+
+
+def test_node_that_says_another_name_than_its_keys_is_turned_away(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = _Registered(tmp_path, recipe, a=_says(), b=_says(), c=_says(site="south"))
+    meeting.known_as(monkeypatch, a="west", b="north", c="south")
+    assert meeting.look() == {1001: "north", 1002: "south"}
+    assert meeting.rejected.keys() == {"west"}
+    assert "it says that it is 'north', and its node key is that of west" in meeting.rejected["west"]
+
+
+def test_name_of_a_stranger_is_not_told_as_it_came(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = _Registered(tmp_path, recipe, a=_says(site="no\nrth\x1b[2J" + "x" * 300), b=_says(site="south"))
+    meeting.known_as(monkeypatch, a="north", b="south")
+    assert meeting.look() == {1001: "south"}
+    assert meeting.rejected["north"].isprintable()
 
 
 def test_second_node_of_a_name_is_turned_away(tmp_path: Path, recipe: Recipe) -> None:

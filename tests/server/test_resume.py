@@ -19,6 +19,7 @@ import torch
 
 from panfm.errors import CheckpointError, ConfigError, DataError, LockedError, RunError
 from panfm.export.model_folder import read_model
+from panfm.lock import held
 from panfm.protocol import TrainTask
 from panfm.reporting.history import read_history
 from panfm.reporting.record import (
@@ -35,7 +36,6 @@ from panfm.reporting.record import (
     read_record,
 )
 from server.checkpoint import newest_checkpoint
-from server.lock import held
 from server.run_folder import LOCK_FILE, RECORD_FILE
 from server.run_record import RunRecord
 from tests.client.small_study import HELD

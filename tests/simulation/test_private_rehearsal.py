@@ -15,7 +15,15 @@ from panfm.config import PrivacyMode
 from panfm.export.model_folder import read_model
 from panfm.groups import keep_groups
 from panfm.models.build import initial_parameters
-from panfm.reporting.record import RoundFinished, RoundStarted, RunFinished, SiteAnswered, events_of, read_record
+from panfm.reporting.record import (
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    SiteAnswered,
+    TrainerAudited,
+    events_of,
+    read_record,
+)
 from panfm.site.audit_chain import head_from
 from panfm.site.identity import read_public_key
 from panfm.site.ledger import read_ledger
@@ -104,3 +112,10 @@ def test_a_hospitals_policy_lets_nothing_of_training_leave_uncharged(run: Path) 
     assert policy.privacy.budget is not None
     assert (policy.privacy.budget.epsilon, policy.privacy.budget.delta) == (1.0, DELTA)
     assert {word.name for word in policy.public} == {"metrics"}, "of subjects whom it holds out"
+
+
+def test_what_the_trainer_is_shown_to_tell_stands_beside_what_is_claimed(run: Path) -> None:
+    (audit,) = events_of(TrainerAudited, list(read_record(run / "record.jsonl")))
+    assert 0 <= audit.at_least < audit.claimed < 3
+    assert (audit.found, audit.canaries) == ([], 1000)
+    assert "Claimed, and shown" in (run / "report.html").read_text()

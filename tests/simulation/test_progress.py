@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Context, Message
 from rich.console import Console
 
+from client.progress import log_step
 from panfm.errors import PanfmError
 from simulation.progress import Display
 from tests.client.small_study import SmallStudy, app_that_trains, quick_train, site_of
@@ -29,8 +30,7 @@ class _Screen:
 
 
 def _step(site: str, number: int, step: int, num_steps: int) -> None:
-    about = {"site": site, "round": number, "step": step, "num_steps": num_steps, "loss": 0.5}
-    logging.getLogger("panfm.client.progress").info("a step", extra=about)
+    log_step(site, number, step, num_steps, 0.5)
 
 
 def test_without_a_terminal_there_are_lines_and_no_bars() -> None:
@@ -57,6 +57,14 @@ def test_on_a_terminal_each_site_has_a_bar_with_its_loss() -> None:
         assert display._progress.tasks == [], "a bar goes when its site is done"
         display._progress.refresh()
     assert "\x1b" in screen.text
+
+
+def test_bar_of_a_round_with_privacy_tells_how_far_it_is_and_no_loss() -> None:
+    with _Screen(terminal=True).display as display:
+        log_step("neuro", 1, 1, 4)
+        (task,) = display._progress.tasks
+        assert (task.description, task.completed, task.total) == ("round 1 at neuro", 1, 4)
+        assert task.fields["note"] == "with privacy"
 
 
 def test_sites_that_train_side_by_side_have_a_bar_each() -> None:

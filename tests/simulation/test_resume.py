@@ -15,8 +15,8 @@ from panfm import recipes
 from panfm.config import Engine, RunConfig
 from panfm.errors import ConfigError, LockedError
 from panfm.export.model_folder import read_model
+from panfm.lock import held
 from panfm.reporting.record import Event, ProbeTable, RoundFinished, RunFinished, RunResumed, SiteAnswered
-from server.lock import held
 from server.run_record import RunRecord
 from simulation import rehearsal
 from simulation.hospitals import RehearsalCohort

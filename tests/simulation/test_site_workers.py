@@ -13,10 +13,11 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.progress import STEPS
 from panfm import update
 from panfm.export.model_folder import read_model
 from simulation.local_grid import CLIENT_APP_RAISED_EXCEPTION, LocalGrid, run_in_process
-from simulation.site_workers import STEPS, SiteWorkers
+from simulation.site_workers import SiteWorkers
 from tests.client.small_study import SmallStudy
 
 PATIENCE_S = 120.0

@@ -5,12 +5,13 @@ announces and any folder of that name that is there already, puts the folder fir
 raised to the coordinator. Here the SHA-256 of the bytes themselves must be approved; they are unpacked into a new private
 folder, which is never on the path: of a bundle only the package `client` can be imported, so panfm, torch and all else are the
 site's own installation. Whatever is raised goes to the site's log, and a code to the coordinator.
+
+One guard waits for all tasks, and each is answered by a copy of it that ends with the task (`deploy.waiting`).
 """
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
 import logging
@@ -32,7 +33,9 @@ if str(ROOT) not in sys.path:
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from deploy.order import Order
 from deploy.pinned_flower import CLIENTAPP, pinned
+from deploy.waiting import wait_for_orders
 from panfm.errors import ConfigError, PanfmError, ProtocolError
 from panfm.protocol import to_envelope
 from panfm.site.approvals import is_approved
@@ -49,6 +52,22 @@ RUNNABLE = "flwr-clientapp"
 """The one kind of task that a site runs, in Flower's words."""
 HOOKED = ("pull_task_input", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
 """What of Flower's program is replaced."""
+WARM = (
+    "panfm.evaluation.embedding",
+    "panfm.evaluation.site_probes",
+    "panfm.pretrain.held_out",
+    "panfm.pretrain.local_round",
+    "panfm.pretrain.private_scope",
+    "panfm.site.admission",
+    "panfm.site.answers",
+    "panfm.site.audit_entries",
+    "panfm.site.ledger",
+    "panfm.site.parcel_shelf",
+    "panfm.site.reports_given",
+    "panfm.wire.feedback",
+    "panfm.wire.parcels",
+)
+"""What of panfm, and through it of torch and the rest, a client imports; each message would pay for what is missing here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,33 +224,27 @@ def _site_log(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run Flower's ClientApp program for one task, with the guard in it; the task's token comes by standard input."""
-    options = _options()
+    """Answer tasks as they are ordered."""
     try:
         program = pinned(CLIENTAPP, "run_clientapp", *HOOKED)
     except PanfmError as error:
         sys.exit(f"panfm: {error}")
+    wait_for_orders(WARM, lambda order: answer_task(program, order))
+
+
+def answer_task(program: ModuleType, order: Order) -> None:
+    """Run Flower's ClientApp program for one task, with the guard in it; it ends the process."""
     from flwr.supercore.tls import validate_and_resolve_root_certificates
 
-    Guard(options.task_kind, program.pull_task_input).hook_into(program)
+    Guard(order.kind, program.pull_task_input).hook_into(program)
     program.run_clientapp(
-        runtime_api_address=options.runtime_api_address,
-        token=sys.stdin.read().strip(),
-        insecure=options.insecure,
-        certificates=validate_and_resolve_root_certificates(options.root_certificates, options.insecure),
-        parent_pid=options.parent_pid,
+        runtime_api_address=order.runtime_api_address,
+        token=order.token,
+        insecure=order.insecure,
+        certificates=validate_and_resolve_root_certificates(order.root_certificates, order.insecure),
+        parent_pid=order.parent_pid,
         runtime_dependency_install=False,
     )
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Answer one task of a SuperNode with code that the site approved.")
-    parser.add_argument("--task-kind", required=True)
-    parser.add_argument("--runtime-api-address", required=True)
-    parser.add_argument("--insecure", action="store_true")
-    parser.add_argument("--root-certificates")
-    parser.add_argument("--parent-pid", type=int)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from typer.testing import CliRunner
 
 from panfm import recipes
 from panfm.cli.main import app
-from panfm.errors import ConfigError, PanfmError
+from panfm.errors import ConfigError, PanfmError, RunError
 from panfm.models.build import initial_parameters
+from panfm.pretrain import private_audit
 from panfm.privacy.accounting import Budget, NoisySteps
+from panfm.privacy.one_run_audit import OneRunFound, OneRunPlan
 from panfm.privacy.planning import noise_multiplier_for
 from panfm.privacy.statement import BudgetStatement
 
@@ -114,3 +117,26 @@ def test_plan_that_protects_nobody_is_refused_in_one_line(words: tuple[str, str]
     assert isinstance(result.exception, ConfigError)
     assert issubclass(ConfigError, PanfmError)
     assert "\n" not in str(result.exception)
+
+
+def _audit(*words: str) -> Result:
+    return CliRunner().invoke(app, ["privacy", "audit", *words])
+
+
+def test_audit_stands_beside_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = OneRunFound(claimed=2.81, at_least=0.62, signal=1.01, signal_band=0.11, noise=1.02, noise_band=0.03)
+    monkeypatch.setattr(private_audit, "audit_recipe", lambda recipe, draws: (OneRunPlan(), found))
+    result = _audit(*RECIPE, "privacy.mode=dp_full")
+    assert result.exit_code == 0
+    assert "dp_full: 1000 made-up subjects, 20 steps at rate 0.25, noise 2" in result.stdout
+    assert "claimed    epsilon 2.81 at delta 1e-05" in result.stdout
+    assert "shown      epsilon at least 0.62; wrong with chance 0.01" in result.stdout
+    worse = replace(found, noise=0.5)
+    monkeypatch.setattr(private_audit, "audit_recipe", lambda recipe, draws: (OneRunPlan(), worse))
+    failed = _audit(*RECIPE, "privacy.mode=dp_full")
+    assert isinstance(failed.exception, RunError)
+    assert "the noise is 0.50 of what is charged" in str(failed.exception)
+
+
+def test_audit_needs_privacy() -> None:
+    assert isinstance(_audit("recipe=smoke").exception, ConfigError)

@@ -1,4 +1,4 @@
-"""`panfm site ledger`: spent, left, per run; a statement to plan with; a new cohort only for other people."""
+"""`panfm site ledger`: spent, left, per run; a statement to plan with; a new cohort only for other people; a new key."""
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from panfm.errors import AuditError, ConfigError
 from panfm.privacy.accounting import Budget, NoisySteps, epsilon_rdp
 from panfm.privacy.statement import statement_from
 from panfm.site.audit_log import STATE, AuditLog
-from panfm.site.ledger import Ledger, Reserved
+from panfm.site.identity import read_public_key
+from panfm.site.ledger import Ledger, Reserved, has_ledger, read_ledger
 from panfm.site.ledger_book import Purpose
 from panfm.site.onboarding import begin_identity
 from panfm.site.policy import PrivacyDemand, PrivacyMode
@@ -131,3 +132,59 @@ def test_cohort_is_opened_by_a_person_for_other_people_only(ledger: Ledger, tmp_
     refused = _run(tmp_path, "open-cohort", answer="y\n")
     assert isinstance(refused.exception, ConfigError)
     assert "of these 2, 1 were" in str(refused.exception)
+
+
+@pytest.fixture
+def moved(ledger: Ledger, tmp_path: Path) -> Path:
+    """The site has begun anew with another key; what it had lies in `earlier/`."""
+    (tmp_path / "earlier").mkdir()
+    for name in ("keys", STATE):
+        (tmp_path / name).rename(tmp_path / "earlier" / name)
+    begin_identity(tmp_path, "north")
+    return tmp_path / "earlier"
+
+
+def test_ledger_goes_on_under_a_new_key(ledger: Ledger, moved: Path, tmp_path: Path) -> None:
+    before = read_ledger(moved, read_public_key(moved))
+    result = _run(tmp_path, "carry-over", "--earlier", str(moved), "--witness", str(before.head))
+    assert result.exit_code == 0, result.output
+    assert f"carried over {before.head.length} lines, with head {before.head}" in result.stdout
+    shown = _run(tmp_path).stdout
+    assert f"spent     {before.spent(1, 1e-5):.3f} by RDP" in shown
+    assert f"carried   {before.head.length} of these were written under the earlier key" in shown
+    assert statement_from(_run(tmp_path, "--statement").stdout).history == before.history(1)
+    assert _run(tmp_path, "carry-over", "--earlier", str(moved)).exit_code == 0, "it is safe to run again"
+
+
+def test_lost_key_must_be_said(ledger: Ledger, moved: Path, tmp_path: Path) -> None:
+    public_key = read_public_key(moved)
+    (moved / "keys" / "signing.key").unlink()
+    assert isinstance(_run(tmp_path, "carry-over", "--earlier", str(moved)).exception, ConfigError)
+    wrong = _run(tmp_path, "carry-over", "--earlier", str(moved), "--key-is-lost", "--public-key", "ab" * 32)
+    assert isinstance(wrong.exception, AuditError), "another key's ledger"
+    assert not has_ledger(tmp_path)
+    result = _run(tmp_path, "carry-over", "--earlier", str(moved), "--key-is-lost", "--public-key", public_key)
+    assert result.exit_code == 0
+    assert "4 charges and 1 cohort(s) stand in the new ledger" in result.stdout
+
+
+def test_broken_ledger_is_not_carried_over(ledger: Ledger, moved: Path, tmp_path: Path) -> None:
+    path = moved / STATE / "ledger.log"
+    path.write_bytes(path.read_bytes().replace(b'"steps":25', b'"steps":20', 1))
+    result = _run(tmp_path, "carry-over", "--earlier", str(moved))
+    assert isinstance(result.exception, AuditError)
+    assert "line 2 of the privacy ledger [edited]" in str(result.exception)
+    assert not has_ledger(tmp_path)
+
+
+def test_earlier_key_has_a_passphrase_of_its_own(tmp_path: Path) -> None:
+    begin_identity(tmp_path, "north")
+    (tmp_path / "earlier").mkdir()
+    key = begin_identity(tmp_path / "earlier", "north", "an old passphrase").signing_key
+    _charge(Ledger.open(tmp_path / "earlier", key, AuditLog.open(tmp_path / "earlier", key)), "first-1", 1)
+    secret = tmp_path / "passphrase"
+    secret.write_text("an old passphrase\n")
+    secret.chmod(0o600)
+    words = ("carry-over", "--earlier", str(tmp_path / "earlier"))
+    assert isinstance(_run(tmp_path, *words).exception, ConfigError), "nobody can be asked"
+    assert _run(tmp_path, *words, "--passphrase-file", str(secret)).exit_code == 0

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 
-from panfm.models.attention import SubjectAttention
+from panfm.models.attention import SubjectAttention, attend_by_length, attend_whole
 from panfm.models.layout import Layout, pack
 
 WIDTH, HEADS = 24, 2
@@ -85,3 +88,48 @@ def test_saliency_sums_to_one_per_subject_and_carries_no_gradient(layout: Layout
     again, none = attention(_tokens(layout), layout, _unturned(layout))
     assert none is None
     assert torch.equal(again, out)
+
+
+def _kernel_as_documented(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """torch.nn.attention.varlen.varlen_attn by its documentation, sequence by sequence: its kernel needs a GPU."""
+    assert (cu_seq_q.dtype, cu_seq_k.dtype) == (torch.int32, torch.int32)
+    assert int(cu_seq_q[-1]) == len(query)
+    lengths = cu_seq_q.diff().tolist()
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert max_q == max_k == max(lengths)
+    found = []
+    for q, k, v in zip(*(torch.split(part, lengths) for part in (query, key, value)), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q, k) / query.shape[-1] ** 0.5
+        found.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(found)
+
+
+def test_one_call_for_all_is_the_same_attention(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", _kernel_as_documented)
+    qkv = torch.randn(layout.num_tokens, 3, HEADS, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    whole, by_length = attend_whole(qkv, layout), attend_by_length(qkv, layout)
+    assert torch.allclose(whole, by_length, atol=1e-6)
+    found, expected = (torch.autograd.grad(out.square().sum(), qkv)[0] for out in (whole, by_length))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_torch_takes_that_call(layout: Layout) -> None:
+    """Shapes and gradients by torch's own description of the operator, without its kernel."""
+    qkv = torch.empty(layout.num_tokens, 3, HEADS, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    there = replace(layout, starts=layout.starts.to("meta"))
+    out = attend_whole(qkv, there)
+    assert (out.shape, out.dtype) == ((layout.num_tokens, HEADS, 16), torch.bfloat16)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_the_gpus_kernel_is_the_same_attention(layout: Layout) -> None:
+    there = replace(layout, starts=layout.starts.cuda())
+    qkv = torch.randn(layout.num_tokens, 3, HEADS, 16, generator=torch.Generator().manual_seed(1))
+    half = qkv.cuda().to(torch.bfloat16).requires_grad_()
+    whole, by_length = attend_whole(half, there).float(), attend_by_length(half, there).float()
+    assert torch.allclose(whole, by_length, atol=0.03)
+    found, expected = (torch.autograd.grad(out.square().sum(), half)[0].float() for out in (whole, by_length))
+    assert torch.allclose(found, expected, atol=0.1)

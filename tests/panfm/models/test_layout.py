@@ -87,3 +87,12 @@ def test_permute_is_indexing_and_its_gradient_is_exact(trailing: tuple[int, ...]
         return permute(values, order, inverse)
 
     assert torch.autograd.gradcheck(permuted, rows)
+
+
+@given(presence=presences)
+def test_starts_are_the_bounds_of_the_sequences(presence: list[set[str]]) -> None:
+    layout = _pack(presence)
+    owners = layout.subject_of[layout.order].tolist()
+    bounds = [0, *(place for place in range(1, len(owners)) if owners[place] != owners[place - 1]), len(owners)]
+    assert layout.starts.tolist() == bounds
+    assert layout.starts.dtype == torch.int32

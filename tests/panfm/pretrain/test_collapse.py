@@ -16,7 +16,16 @@ from panfm.config import Objective, Recipe
 from panfm.data.dataset import Batch
 from panfm.models.build import initial_parameters, load_parameters
 from panfm.models.pan_organ import PanOrganModel
-from panfm.pretrain.collapse import RANK_FLOOR, SPREAD_FLOOR, collapse_reason, effective_rank, spread
+from panfm.pretrain.collapse import (
+    DIVERGED_ABOVE,
+    RANK_FLOOR,
+    SPREAD_FLOOR,
+    collapse_reason,
+    effective_rank,
+    spread,
+)
+from panfm.pretrain.feature_loss import feature_loss, normalised
+from panfm.pretrain.pixel_loss import pixel_loss, pixel_targets
 from panfm.protocol import TrainMetrics
 
 HEALTHY = TrainMetrics(
@@ -98,6 +107,33 @@ def test_prototypes_that_are_uniform_or_all_the_same_are_named() -> None:
     # What is a collapse of prototypes is a good loss of features or pixels.
     for objective in (Objective.features, Objective.pixels):
         assert collapse_reason(replace(HEALTHY, loss_patch=0.001, collapse_loss=1.0), objective) is None
+
+
+@pytest.mark.parametrize("objective", [Objective.pixels, Objective.features])
+def test_a_loss_far_above_that_of_saying_nothing_has_diverged(objective: Objective) -> None:
+    """Whatever became of the features: their spread may look healthy, or flat, or the round may have had none to measure."""
+    flat, unmeasured = replace(HEALTHY, spread={"brain": 0.01}), replace(HEALTHY, spread={}, effective_rank={})
+    for metrics in (HEALTHY, flat, unmeasured):
+        reason = collapse_reason(replace(metrics, loss_patch=5e6), objective) or ""
+        assert reason.startswith(
+            "its training diverged: the loss of hidden patches is 5e+06, and that of predicting 0 at most 1"
+        )
+        assert "lower pretrain.learning_rate" in reason
+    assert collapse_reason(replace(HEALTHY, loss_patch=DIVERGED_ABOVE * 1.001), objective) is not None
+    # The bound is absolute, so a constant guess that is all but right (targets alike) makes no learner look diverged.
+    assert collapse_reason(replace(HEALTHY, loss_patch=3.0, collapse_loss=1e-3), objective) is None
+    # A cross-entropy of cosines is bounded by ln K + 2 / temperature, far above 10.
+    assert collapse_reason(replace(HEALTHY, loss_patch=12.0, collapse_loss=10.0), Objective.prototypes) is None
+
+
+def test_predicting_nothing_costs_at_most_one(make_recipe: Callable[..., Recipe]) -> None:
+    """What the bound stands on: targets of both objectives have variance 1, even those of voxels that do not vary."""
+    noise = torch.Generator().manual_seed(0)
+    volumes = torch.cat((torch.randn(2, 8, 8, 8, generator=noise) ** 3, torch.full((1, 8, 8, 8), 7.0)))
+    voxels = pixel_targets(volumes, make_recipe().model.patch)
+    assert float(pixel_loss(torch.zeros_like(voxels), voxels).max()) <= 1 + 1e-5
+    features = normalised(40 * torch.randn(50, 24, generator=noise) ** 5)
+    assert float(feature_loss(torch.zeros_like(features), features).max()) <= 1
 
 
 def test_pixels_that_are_flat_are_told_beside_the_loss_of_a_constant_guess() -> None:

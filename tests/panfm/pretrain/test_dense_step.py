@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from panfm.config import LossWeights, OrganMaskConfig, OrganMaskRule, PatchMaskConfig, Recipe
+from panfm.config import LossWeights, ModelConfig, OrganGrid, OrganMaskConfig, OrganMaskRule, PatchMaskConfig, Recipe
 from panfm.data.dataset import Batch
+from panfm.models.build import build_model, initial_parameters, load_parameters
 from panfm.models.dense import DenseModel
 from panfm.models.pan_organ import PanOrganModel
+from panfm.organs import SEVEN_ORGANS
 from panfm.pretrain.dense_step import dense_batch, dense_teacher_view, draw_dense_masks, subject_losses
 from panfm.pretrain.step import draw_masks, patch_counts, step_loss, teacher_view
 from panfm.randomness import stream
@@ -82,3 +84,34 @@ def test_subject_without_organs_loses_nothing(
     assert float(losses[0].detach()) > 0
     assert float(losses[1].detach()) == 0.0
     assert saliency.share[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_seven_organs_half_of_them_missing_packed_is_dense_to_1e_5() -> None:
+    """What `benchmarks/step.py` holds against each other in time: loss, and gradients as a part of the whole gradient's norm."""
+    grids = {organ: OrganGrid(shape=[12, 8, 8]) for organ in SEVEN_ORGANS}
+    config = ModelConfig(width=48, depth=3, heads=4, adapter_width=8, predictor_width=48, patch=4)
+    noise = torch.Generator().manual_seed(0)
+    student, teacher = (build_model(config, grids) for _ in range(2))
+    for model in (student, teacher):
+        start = initial_parameters(config, grids, 0)
+        load_parameters(model, {n: p + 0.05 * torch.randn(p.shape, generator=noise) for n, p in start.items()})
+    held = {organ: [row for row in range(6) if (row + place) % 2] for place, organ in enumerate(SEVEN_ORGANS)}
+    volumes = {organ: torch.randn(len(rows), 12, 8, 8, generator=noise) for organ, rows in held.items()}
+    rows = {organ: torch.tensor(own) for organ, own in held.items()}
+    batch = Batch(tuple("abcdef"), SEVEN_ORGANS, rows, volumes)
+    counts, rule = dict.fromkeys(SEVEN_ORGANS, (3, 2, 2)), OrganMaskConfig(rate=0.5)
+
+    target, saliency = teacher_view(teacher, batch, 2)
+    masks = draw_masks(batch, saliency, counts, rule, PatchMaskConfig(), *streams(batch))
+    packed = step_loss(student, batch, target, masks, LossWeights()).total
+    through, given = DenseModel(student), dense_batch(batch, dict.fromkeys(SEVEN_ORGANS, (12, 8, 8)))
+    dense_target, dense_saliency = dense_teacher_view(DenseModel(teacher), given, 2)
+    dense_masks = draw_dense_masks(through.layout, dense_saliency, counts, rule, PatchMaskConfig(), *streams(batch))
+    dense = subject_losses(through, given, dense_target, dense_masks, LossWeights()).mean()
+
+    assert abs(float((packed - dense).detach())) < 1e-5
+    own = list(student.parameters())
+    found, expected = (torch.autograd.grad(loss, own, materialize_grads=True) for loss in (packed, dense))
+    largest = torch.stack([gradient.norm() for gradient in expected]).norm()
+    worst = max(float((one - other).abs().max() / largest) for one, other in zip(found, expected, strict=True))
+    assert 0 < worst < 1e-5

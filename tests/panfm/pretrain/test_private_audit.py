@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from panfm.config import LossWeights, OrganMaskConfig, PrivacyMode, Recipe
+from panfm.config import LossWeights, OrganMaskConfig, PrivacyConfig, PrivacyMode, Recipe
+from panfm.errors import ConfigError
+from panfm.pretrain import private_audit
+from panfm.pretrain.private_audit import audit_recipe, smallest
 from panfm.pretrain.private_step import PrivateTraining
 from panfm.pretrain.private_trial import TrialTraining
+from panfm.privacy.accounting import NoisySteps
 from panfm.privacy.contract import SILENT, MadeUp, Trainer, made_up_cohort
-from panfm.privacy.one_run_audit import CANARY_NORM, Canaries, Coordinate, OneRunFound, one_run_audit
+from panfm.privacy.one_run_audit import CANARY_NORM, Canaries, Coordinate, OneRunFound, OneRunPlan, one_run_audit
 from panfm.privacy.step_audit import StepFound, StepPlan, step_audit
 from tests.panfm.pretrain import broken_trainers as broken
 
 MakeRecipe = Callable[..., Recipe]
 Kind = type[TrialTraining]
+ORGANS = ("brain", "heart", "liver")
 MODES = (PrivacyMode.dp_adapters, PrivacyMode.dp_full)
 
 
@@ -163,3 +168,35 @@ def test_production_passes_by_a_thousand_releases(recipe: Recipe, mode: PrivacyM
 def test_releases_show(recipe: Recipe, defect: type[broken.Broken]) -> None:
     found = step(defect, recipe, PrivacyMode.dp_adapters)
     assert "mu" in {breach.question for breach in found.breaches()}
+
+
+@pytest.mark.parametrize("organs", [("heart",), ORGANS])
+def test_trainer_of_a_recipe_is_audited_in_small(make_recipe: MakeRecipe, organs: tuple[str, ...]) -> None:
+    """Of whatever size its own model is; with fewer canaries here, to save time."""
+    recipe = make_recipe()
+    recipe.organs = {organ: recipe.organs[organ] for organ in organs}
+    recipe.privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters)
+    few = OneRunPlan(num_canaries=200)
+    plan, found = audit_recipe(recipe, np.random.default_rng(0), few)
+    assert plan == few
+    assert found.breaches() == ()
+    assert found.at_least < found.claimed < 3
+
+
+def test_audit_of_a_recipe_sees_a_defect(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_audit, "TrialTraining", broken.NoiseWithoutClip)
+    recipe = make_recipe()
+    recipe.privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters)
+    _, found = audit_recipe(recipe, np.random.default_rng(0), OneRunPlan(num_canaries=200))
+    assert {breach.question for breach in found.breaches()} == {"noise"}
+
+
+def test_no_more_canaries_than_numbers_and_no_audit_without_privacy(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    with pytest.raises(ConfigError, match=r"privacy\.mode is none"):
+        audit_recipe(recipe, np.random.default_rng(0))
+    recipe.privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters)
+    trained = TrialTraining(smallest(recipe), PrivacyMode.dp_adapters, 1.0, 1.0).training.trained
+    greedy = OneRunPlan(num_canaries=10**6, steps=NoisySteps(noise_multiplier=2.0, sampling_rate=0.01, steps=1))
+    plan, _ = audit_recipe(recipe, np.random.default_rng(0), greedy)
+    assert plan.num_canaries == sum(parameter.numel() for parameter in trained.values()) > OneRunPlan().num_canaries

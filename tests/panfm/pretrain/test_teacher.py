@@ -57,3 +57,12 @@ def test_the_task_keeps_its_own_teacher(make_model: MakeModel) -> None:
     kept = clone(sent)
     Teacher(make_model(), sent).follow(make_model(seed=1), 0.1)
     assert all(torch.equal(sent[name], kept[name]) for name in sent)
+
+
+def test_all_at_once_is_the_loop_to_the_bit(make_model: MakeModel) -> None:
+    student, start = make_model(seed=1), clone(dict(make_model(seed=2).named_parameters()))
+    teacher, named = Teacher(make_model(seed=3), start), dict(student.named_parameters())
+    for momentum in (0.99, 0.3):
+        teacher.follow(student, momentum)
+        start = {name: torch.lerp(value, named[name].detach(), 1 - momentum) for name, value in start.items()}
+    assert all(torch.equal(value, start[name]) for name, value in teacher.model.named_parameters())

@@ -309,7 +309,6 @@ def test_nothing_is_installed_at_run_time() -> None:
 
 def test_program_does_not_start_with_another_flower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.pinned_flower.FLOWER_VERSION", "1.42.0")
-    monkeypatch.setattr(sys, "argv", ["guard", "--task-kind", "flwr-clientapp", "--runtime-api-address", "127.0.0.1:1"])
     with pytest.raises(SystemExit, match="guards Flower"):
         guard.main()
 

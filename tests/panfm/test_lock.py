@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from panfm.errors import LockedError, RunError
-from server.lock import held
+from panfm.lock import held
 
 HOLD = """
 import sys, time
 from collections.abc import Iterator
 from pathlib import Path
-from server.lock import held
+from panfm.lock import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -1,0 +1,195 @@
+"""Knocking at the coordinator's door, against servers that answer in their own ways; with nginx itself where it is installed."""
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from panfm.coordinator.admitted import revoke
+from panfm.coordinator.begin import own_authority, write_server
+from panfm.coordinator.settings import SERVER, SERVER_CA, SERVER_KEY, CoordinatorSettings
+from panfm.enrolment.certificates import issue_server, make_authority
+from panfm.errors import ConfigError, PanfmError, RunError
+from panfm.site import study_door
+from panfm.site.joining import LocalPorts, StudyLink, join
+from panfm.site.study_door import Answered, knock
+from tests.panfm.coordinator.made_study import MadeStudy, made_study
+
+NOW = datetime.now(UTC)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class _Door(BaseHTTPRequestHandler):
+    status = 405
+    date: str | None = None
+
+    def do_GET(self) -> None:
+        self.send_response_only(self.status)
+        if self.date is not None:
+            self.send_header("Date", self.date)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def _open_door(study: MadeStudy, port: int, **answer: object) -> Iterator[None]:
+    """A server with the study's certificate; it ends with the block."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(study.coordinator / SERVER, study.coordinator / SERVER_KEY)
+    with HTTPServer(("127.0.0.1", port), type("Door", (_Door,), answer)) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a site that hangs up is what is tested
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> MadeStudy:
+    return made_study(tmp_path, CoordinatorSettings(study="pan", address=f"localhost:{_free_port()}"), NOW)
+
+
+def _joined(study: MadeStudy) -> StudyLink:
+    return join(study.site, study.kit_content, NOW, LocalPorts())
+
+
+def _knock(study: MadeStudy, **answer: object) -> Answered:
+    link = _joined(study)
+    with _open_door(study, link.port, **answer):
+        return knock(study.site, link)
+
+
+@pytest.mark.parametrize("shift_s", [0, 7200, -30])
+def test_answer_tells_certificate_and_clock(study: MadeStudy, shift_s: int) -> None:
+    told = datetime.now(UTC) - timedelta(seconds=shift_s)
+    answered = _knock(study, date=format_datetime(told, usegmt=True))
+    assert answered.certificate.names == ("localhost",)
+    assert answered.tls_version == "TLSv1.3"
+    assert answered.ahead_s is not None
+    assert abs(answered.ahead_s - shift_s) < 20, "a busy machine may take its time, and no more is claimed"
+
+
+@pytest.mark.parametrize("date", [None, "tomorrow"])
+def test_no_time_is_no_guess(study: MadeStudy, date: str | None) -> None:
+    assert _knock(study, date=date).ahead_s is None
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        (400, ConfigError, "wants a certificate, which the kit did not bring"),
+        (502, RunError, "is there, and the SuperLink behind it is not"),
+        (504, RunError, "is there, and the SuperLink behind it is not"),
+    ],
+)
+def test_status_of_a_door_that_does_not_lead_on(
+    study: MadeStudy, status: int, error: type[PanfmError], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        _knock(study, status=status)
+
+
+def test_nobody_there(study: MadeStudy) -> None:
+    with pytest.raises(RunError, match="nothing listens at localhost"):
+        knock(study.site, _joined(study))
+
+
+def test_name_that_nobody_knows(study: MadeStudy) -> None:
+    link = replace(_joined(study), address="nobody.invalid:8443")
+    with pytest.raises(RunError, match=r"the name nobody\.invalid is not known here"):
+        knock(study.site, link)
+
+
+def test_server_that_keeps_silent(study: MadeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_door, "TIMEOUT_S", 0.2)
+    link = _joined(study)
+    with socket.create_server(("127.0.0.1", link.port)), pytest.raises(RunError, match="did not answer within"):
+        knock(study.site, link)
+
+
+def test_other_protocol_behind_the_port(study: MadeStudy) -> None:
+    link = _joined(study)
+    with HTTPServer(("127.0.0.1", link.port), _Door) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        with pytest.raises(ConfigError, match=r"TLS with localhost:\d+ failed"):
+            knock(study.site, link)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [("foreign", "local issuer|signature"), ("name", "Hostname"), ("old", "expired")],
+)
+def test_wrong_certificate_is_not_connected_to(study: MadeStudy, shown: str, reason: str) -> None:
+    link = _joined(study)
+    own = (study.coordinator / SERVER_CA).read_bytes()
+    authority = make_authority("panfm pan", NOW) if shown == "foreign" else own_authority(study.coordinator)
+    names = ["other.example.org"] if shown == "name" else ["localhost"]
+    moment = NOW - timedelta(days=500) if shown == "old" else NOW
+    write_server(study.coordinator, issue_server(authority, names, moment))
+    assert (study.coordinator / SERVER_CA).read_bytes() == own
+    with _open_door(study, link.port), pytest.raises(ConfigError, match=f"is not the study's .*({reason})"):
+        knock(study.site, link)
+
+
+@contextlib.contextmanager
+def _nginx(coordinator: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The real proxy with the configuration that init wrote; ended by its own process id."""
+    process = subprocess.Popen(
+        ["nginx", "-c", coordinator / "proxy" / "nginx.conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_real_proxy_lets_in_who_shows_a_certificate_of_the_study_until_it_is_revoked(tmp_path: Path) -> None:
+    port, behind = _free_port(), _free_port()
+    settings = CoordinatorSettings(
+        study="pan", address=f"localhost:{port}", mutual_tls=True, public_port=port, superlink_port=behind
+    )
+    study = made_study(tmp_path, settings, NOW)
+    link = _joined(study)
+    with _nginx(study.coordinator, port):
+        with pytest.raises(RunError, match="the SuperLink behind it is not"):
+            knock(study.site, link)  # as far as the SuperLink, which is not there
+        with pytest.raises(ConfigError, match="wants a certificate"):
+            knock(study.site, replace(link, mutual_tls=False))
+    revoke(study.coordinator, "north", reason="left", at=NOW)
+    with _nginx(study.coordinator, port), pytest.raises(ConfigError, match="does not take this site's certificate"):
+        knock(study.site, link)

@@ -38,7 +38,7 @@ test: $(STAMP) ## Run the fast tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daemons
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow --override-ini faulthandler_timeout=1800
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow --ignore tests/containers --override-ini faulthandler_timeout=1800
 
 test-containers: $(STAMP) ## Run a study in containers (as root, after `make wheelhouse images`; nginx: tests/containers/make_nginx.sh)
 	$(VENV)/bin/python -m pytest -m slow tests/containers -rs --override-ini faulthandler_timeout=3600

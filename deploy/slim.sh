@@ -19,8 +19,7 @@ for library in numpy scipy pandas sklearn matplotlib mpl_toolkits sympy nibabel 
 done
 
 # Parts of Arrow and TensorBoard that talk to servers: panfm reads and writes files.
-rm -rf "$packages"/pyarrow/libarrow_flight* "$packages"/pyarrow/*flight*.so* "$packages"/pyarrow/libarrow_s3* \
-    "$packages"/pyarrow/_s3fs* "$packages"/pyarrow/libarrow_substrait* "$packages"/pyarrow/_substrait*
+rm -rf "$packages"/pyarrow/*flight*.so* "$packages"/pyarrow/libarrow_s3* "$packages"/pyarrow/_s3fs*
 rm -rf "$packages"/tensorboard_data_server "$packages"/tensorboard/webfiles.zip
 
 for package in "$@"; do

@@ -149,7 +149,8 @@ class Supervisor:
 
     def _bury(self, kept: _Kept, now_s: float) -> None:
         assert kept.process is not None  # it has ended
-        _signal(kept.process, signal.SIGTERM)  # for what it left behind
+        # What it left behind, without a word: a task that ends politely is done to Flower, and its message lost.
+        _signal(kept.process, signal.SIGKILL)
         code = kept.process.wait()
         kept.process = None
         self._postpone(

@@ -78,7 +78,18 @@ ROOMS: dict[str, set[str]] = {
     "site": GROUND | {"enrolment", "data", "privacy", "models", "pretrain", "reporting", "export"},
     "coordinator": GROUND | {"enrolment", "reporting", "site"},
     "cli": GROUND
-    | {"data", "models", "pretrain", "privacy", "enrolment", "site", "coordinator", "evaluation", "reporting", "export"},
+    | {
+        "data",
+        "models",
+        "pretrain",
+        "privacy",
+        "enrolment",
+        "site",
+        "coordinator",
+        "evaluation",
+        "reporting",
+        "export",
+    },
 }
 """Each file or folder of panfm and the others that it may import. Data and models do not know each other: training
 brings them together. Reporting knows records only."""

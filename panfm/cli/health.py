@@ -14,7 +14,9 @@ TIMEOUT_S = 10.0
 
 
 def health(
-    folder: Annotated[Path | None, typer.Option(help="A site's or a coordinator's folder; its runtime is asked.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="A site's or a coordinator's folder; its runtime is asked.")
+    ] = None,
     address: Annotated[str, typer.Option(help="Host and port to ask, in place of a folder.")] = "",
     service: Annotated[str, typer.Option(help="One part, such as supernode or superlink; all of them without.")] = "",
 ) -> None:

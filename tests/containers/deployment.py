@@ -154,6 +154,9 @@ class Deployment:
 
     def start_coordinator(self) -> None:
         """Coordinator and proxy; the proxy shares the coordinator's network and can only read its folder."""
+        podman(
+            "rm", "--force", "--ignore", "--time", "0", self.container("proxy")
+        )  # it lives in the other one's network
         network = ("--network", self.engine.name, "--network-alias", "coordinator")
         name = self.engine.start(
             "coordinator", COORDINATOR_IMAGE, (*HARDENED, *ONE_THREAD, *network, *self._coordinator_volume())

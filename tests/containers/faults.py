@@ -94,7 +94,7 @@ def _identities() -> Iterator[Fault]:
     unknown, copied = do.stranger(do.with_key_of_its_own, refused), do.stranger(do.as_it_is, refused)
     yield Fault("key-unknown", "a node with a key that nobody admitted", KEPT_OUT, unknown)
     yield Fault("key-of-another", "a node with a connected site's key", KEPT_OUT, copied)
-    named = do.turned_away(do.another_name, ("registered", "admitted"))
+    named = do.turned_away(do.another_name, ("its node key",))
     yield Fault("name-of-another", "a site that calls itself otherwise than it was admitted", KEPT_OUT, named)
     older = do.turned_away(do.old_protocol, ("protocol",))
     yield Fault("old-version", "a site with an older protocol", KEPT_OUT, older)

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_n
 
 SETTINGS = ("rounds=3", "pretrain.steps_per_round=4", "federation.join_timeout_s=300")
 START_TO_ROUND_S = 300.0
-"""What the issue allows from `init` to the first finished round with four sites, on two cores that do nothing else."""
+"""What we allow ourselves from `init` to the first finished round with four sites, on two cores that do nothing else."""
 
 
 @pytest.fixture(scope="module")

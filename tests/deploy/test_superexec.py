@@ -18,7 +18,7 @@ from deploy.coordinator.runtime import superexec as coordinator
 from deploy.order import Order
 from deploy.pinned_flower import SUPEREXEC
 from deploy.site.runtime import superexec as site
-from deploy.superexec import TaskExecutor, run_superexec
+from deploy.superexec import TaskExecutor, run_superexec, takes_all
 from deploy.supervised import BEAT_FILE
 
 TOKEN = "5ec2e7"
@@ -64,8 +64,8 @@ def test_program_that_waits_is_isolated_and_started_without_a_token(command: tup
     assert Path(program).is_file()
 
 
-def test_site_refuses_no_kind_by_itself_and_the_coordinator_all_but_one() -> None:
-    assert {site.TaskExecutor.__init__.__defaults__[0](kind.value) for kind in TaskType} == {""}  # type: ignore[index]
+def test_site_hands_all_kinds_on_to_its_guard_and_the_coordinator_one_to_nobody_else() -> None:
+    assert {takes_all(kind.value) for kind in TaskType} == {""}
     assert [kind for kind in TaskType if not coordinator.refusal(kind.value)] == [TaskType.SERVER_APP]
 
 

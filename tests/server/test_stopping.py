@@ -10,12 +10,13 @@ import httpx
 import pytest
 from flwr.app import Message
 
+from client.app import app as client_app
 from panfm.coordinator.stop_wish import take_back, wish_to_stop
 from panfm.export.model_folder import read_model
 from panfm.reporting.record import RoundFinished, RunFinished, SiteAnswered
 from server.stopping import SuperLinkLostError, WatchedGrid
 from server.study import StudySettings, conduct
-from tests.client.small_study import SmallStudy, SpyGrid, client_app, same_bits
+from tests.client.small_study import SmallStudy, SpyGrid, same_bits
 
 
 class _Disturbed(SpyGrid):
@@ -30,7 +31,7 @@ class _Disturbed(SpyGrid):
 
 def _grid(study: SmallStudy, before: Callable[[], None]) -> _Disturbed:
     grid = _Disturbed(client_app, list(study.hospitals.values()), {}, study.runs)
-    grid.before = before  # type: ignore[method-assign]  # of this object alone
+    grid.before = before  # of this object alone
     return grid
 
 

@@ -111,7 +111,7 @@ def _book(there: SmallStudy, site: str) -> Book:
 def _dying_in_round_two(there: SmallStudy) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         if isinstance(event, SiteAnswered) and event.round == 2:
-            apps = [pid for pid, words in _processes_of(there.folder / "flower").items() if b"serverapp" in words]
+            apps = [pid for pid, words in _processes_of(there.folder / "flower").items() if b"server_app.py" in words]
             assert apps, "the coordinator's program is there to be killed"
             for pid in apps:
                 os.kill(pid, signal.SIGKILL)

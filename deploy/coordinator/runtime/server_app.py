@@ -20,11 +20,13 @@ WARM = (
     "flwr.superlink.cli.flwr_serverapp",
     "panfm.coordinator.stop_wish",
     "panfm.export.model_folder",
+    "panfm.lock",
     "panfm.models.build",
     "panfm.pretrain.collapse",
     "panfm.pretrain.private_scope",
     "panfm.pretrain.schedules",
     "panfm.reporting.followers",
+    "panfm.signing",
     "panfm.wire.encoding",
     "panfm.wire.parcels",
 )

@@ -61,6 +61,7 @@ WARM = (
     "panfm.site.admission",
     "panfm.site.answers",
     "panfm.site.audit_entries",
+    "panfm.site.free_memory",
     "panfm.site.ledger",
     "panfm.site.parcel_shelf",
     "panfm.site.reports_given",

@@ -28,7 +28,7 @@ OWNER = 10001
 """Whom the images run as."""
 INSTALLED = "/opt/panfm/venv/lib/python3.11/site-packages"
 """Where panfm lies in the images."""
-_QUICK_S = 120.0
+_QUICK_S = 600.0
 
 
 def code_of_checkout() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ Local-only: none, lift. Each model reads the same complete test subjects through
 probes that were fitted once on complete subjects. The generator's settings stand in `benchmarks/sgm_cohort.py`, what an arm
 is in `benchmarks/sgm_arms.py`.
 
-Each arm is kept below runs/ when it is done, and not run again; the most telling come first, seed after seed. With `minutes` no
+Each arm is kept below runs/ when it is done, and not run again; the most telling come first, each under every seed. With `minutes` no
 arm is begun later than that after the people are there: call it again to go on. `--table` runs nothing and shows what is
 there. The page and the figure go to `benchmarks/sgm.md` and `sgm.png`. With `--quick` all is tiny, learns nothing, and
 stays below runs/.
@@ -54,6 +54,7 @@ FULL = Sizes(
     seeds=(0, 1, 2),
     resamples=400,
     attention_subjects=200,
+    sweep_subjects=200,
 )
 QUICK = Sizes(
     runs=RUNS / "quick",
@@ -62,6 +63,7 @@ QUICK = Sizes(
     seeds=(0, 1),
     resamples=20,
     attention_subjects=20,
+    sweep_subjects=20,
 )
 LARGE = Sizes(
     runs=RUNS / "large",
@@ -70,6 +72,7 @@ LARGE = Sizes(
     seeds=(0, 1, 2),
     resamples=1000,
     attention_subjects=500,
+    sweep_subjects=2000,
 )
 
 
@@ -105,7 +108,7 @@ def run_unless_late(sizes: Sizes, deadline: float, arm: Arm) -> str:
         return ""
     run_arm(sizes, arm, place, rate_of(sizes, arm))
     found = read_found(place)
-    return f"{arm.name}: {found.values[0, 0]:.4f} after {found.seconds:.0f} s of processor time\n"
+    return f"{arm.name}: {found.complete[0]:.4f} after {found.seconds:.0f} s of processor time\n"
 
 
 def rate_of(sizes: Sizes, arm: Arm) -> float | None:
@@ -120,7 +123,7 @@ def place_of(sizes: Sizes, arm: Arm) -> Path | None:
     rate = rate_of(sizes, arm)
     if arm.pace_maker is not None and rate is None:
         return None
-    settings = f"{recipes.to_yaml(recipe_of(sizes, arm, rate))}{sizes.resamples}"
+    settings = f"{recipes.to_yaml(recipe_of(sizes, arm, rate))}{sizes.resamples} {sizes.sweep_subjects}"
     return sizes.cohort / "arms" / f"{arm.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.npz"
 
 

@@ -5,7 +5,7 @@ it; messages, policies and the wire (fp32) change no parameter and are left out.
 pooled training is a study of one hospital that has everybody's scans, local-only training six studies of one hospital each. So
 optimisers restart and teachers follow in the same way everywhere, and every trainer does equally many steps.
 
-Legend: S organ sets (127), R rows of counts (1 + resamples), n test subjects, O organs, H hospitals.
+Legend: S organ sets (127), R rows of counts (1 + resamples), n test subjects (all, or those of the sweep), O organs, H hospitals.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.sgm_cohort import Generator, Judges, everybody, hospital, read_judges
 from panfm import recipes
-from panfm.config import OrganMaskConfig, OrganMaskRule, Recipe
+from panfm.config import OrganMaskConfig, OrganMaskRule, Precision, Recipe
 from panfm.data.dataset import SubjectDataset
 from panfm.durable import write_file
 from panfm.evaluation.organ_attention import evenness_of, organ_attention
@@ -36,6 +36,7 @@ from panfm.evaluation.probes import Floats, fit_ridge
 from panfm.evaluation.resampling import draw_counts
 from panfm.evaluation.sweep import sweep_values
 from panfm.groups import SHARED_GROUPS, keep_groups
+from panfm.models.precision import computing_in
 from panfm.pretrain.local_round import TrainedRound, train_round
 from panfm.pretrain.schedules import log_momentum
 from panfm.randomness import stream
@@ -45,6 +46,8 @@ from server.aggregation.votes import DeltasInMemory, Vote
 from server.rounds import GlobalModel
 from server.study import first_model
 
+JUDGED_IN = Precision.bf16
+"""Precision in which embeddings are made: 0.57 of the time of fp32 on one core, and the same for every arm."""
 CHANCE = 0.5
 """AUROC of a guess: what a model says of somebody of whom it can read no organ."""
 POOLED_SITE = "everybody"
@@ -107,6 +110,9 @@ class Sizes:
     resamples: int
     attention_subjects: int
     """Test subjects whose attention is looked at."""
+    sweep_subjects: int
+    """Test subjects who are read through all 127 sets, which costs 64 passes over them; through complete organs, and through
+    each hospital's, all are read."""
     device: str = "cpu"
 
     @property
@@ -157,8 +163,8 @@ IN_ORDER: tuple[tuple[Scheme, Masking], ...] = (
 
 
 def all_arms(sizes: Sizes) -> list[Arm]:
-    """Every arm under the first seed, then under the next."""
-    return [Arm(scheme=scheme, masking=masking, seed=seed) for seed in sizes.seeds for scheme, masking in IN_ORDER]
+    """The first arm under every seed, then the next."""
+    return [Arm(scheme=scheme, masking=masking, seed=seed) for scheme, masking in IN_ORDER for seed in sizes.seeds]
 
 
 def recipe_of(sizes: Sizes, arm: Arm, rate: float | None = None) -> Recipe:
@@ -306,8 +312,8 @@ class Bench:
     recipe: Recipe
     judges: Judges
     sizes: Sizes
-    counts: Floats
-    """[R, n]; the same for all arms, so that their differences are paired."""
+    counts: Mapping[int, Floats]
+    """For all test subjects, and for those of the sweep: [R, n], the same for all arms, so that their differences are paired."""
 
     @property
     def organs(self) -> OrganSet:
@@ -318,25 +324,39 @@ class Bench:
         """The organs of each hospital."""
         return [site.organs for site in self.sizes.generator.sites]
 
-    def scores(self, teacher: Mapping[str, Tensor], organs: OrganSet, sets: Sequence[OrganSet]) -> Scores:
-        """Probes fitted on all of these organs, asked about each set of them."""
-        fitted = self._embedded(teacher, self.judges.probe.dataset, [organs])[0]
-        seen = self._embedded(teacher, self.judges.test.dataset, sets)
+    @property
+    def everybody(self) -> int:
+        """All test subjects."""
+        return len(self.judges.test.dataset)
+
+    def scores(
+        self, teacher: Mapping[str, Tensor], organs: OrganSet, sets: Sequence[OrganSet], subjects: int
+    ) -> Scores:
+        """Probes fitted on all of these organs, asked about each set of them, of the first so many test subjects."""
+        fitted = self._embedded(teacher, self.judges.probe.dataset, [organs], len(self.judges.probe.dataset))[0]
+        seen = self._embedded(teacher, self.judges.test.dataset, sets, subjects)
         probes = [fit_ridge(fitted[rows], labels) for rows, labels in self.judges.sets]
         return np.stack([[probe(of_set) for of_set in seen] for probe in probes])
+
+    def of_whole(self, teacher: Mapping[str, Tensor], organs: OrganSet) -> Floats:
+        """AUROC of all test subjects through these organs, by probes fitted through them, [R]."""
+        values: Floats = self.auroc([organs], self.scores(teacher, organs, [organs], self.everybody))[0]
+        return values
 
     def of_hospital(self, teacher: Mapping[str, Tensor], known: OrganSet) -> Floats:
         """AUROC of every set of all organs by a model that reads only those it knows; a guess where it reads none, [S, R]."""
         own = all_sets(known)
-        values = dict(zip(own, self.auroc(own, self.scores(teacher, known, own)), strict=True))
-        guess = np.full(len(self.counts), CHANCE)
+        scores = self.scores(teacher, known, own, self.sizes.sweep_subjects)
+        values = dict(zip(own, self.auroc(own, scores), strict=True))
+        guess = np.full(1 + self.sizes.resamples, CHANCE)
         read = [tuple(organ for organ in held if organ in known) for held in all_sets(self.organs)]
         return np.stack([values[held] if held else guess for held in read])
 
     def auroc(self, sets: Sequence[OrganSet], scores: Scores) -> Floats:
         """Macro AUROC of each set, mean over the probe sets, [S, R]."""
-        labels = self.judges.test_labels
-        values: Floats = np.mean([sweep_values(sets, own, labels, self.counts).values for own in scores], axis=0)
+        subjects = scores.shape[-1]
+        labels, counts = self.judges.test_labels[:, :subjects], self.counts[subjects]
+        values: Floats = np.mean([sweep_values(sets, own, labels, counts).values for own in scores], axis=0)
         return values
 
     def attention(self, teacher: Mapping[str, Tensor], organs: OrganSet) -> dict[str, NDArray[np.float64]]:
@@ -353,26 +373,36 @@ class Bench:
         }
 
     def _embedded(
-        self, teacher: Mapping[str, Tensor], dataset: SubjectDataset, sets: Sequence[OrganSet]
+        self, teacher: Mapping[str, Tensor], dataset: SubjectDataset, sets: Sequence[OrganSet], subjects: int
     ) -> NDArray[np.float32]:
-        return embed_sets(teacher, self.recipe, dataset, range(len(dataset)), sets, device=self.sizes.device).values
+        device = self.sizes.device
+        with computing_in(JUDGED_IN, device):
+            return embed_sets(teacher, self.recipe, dataset, range(subjects), sets, device=device).values
 
 
 def judged(bench: Bench, teacher: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
     """One model of all organs."""
     sets = all_sets(bench.organs)
-    own = [bench.auroc([held], bench.scores(teacher, held, [held]))[0] for held in bench.hospitals]
-    values = bench.auroc(sets, bench.scores(teacher, bench.organs, sets))
-    return {"values": values, "by_hospital": np.stack(own), **bench.attention(teacher, bench.organs)}
+    values = bench.auroc(sets, bench.scores(teacher, bench.organs, sets, bench.sizes.sweep_subjects))
+    return {
+        "complete": bench.of_whole(teacher, bench.organs),
+        "values": values,
+        "by_hospital": np.stack([bench.of_whole(teacher, held) for held in bench.hospitals]),
+        **bench.attention(teacher, bench.organs),
+    }
 
 
 def judged_local(bench: Bench, teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, NDArray[np.float64]]:
     """A model of each hospital, which reads those of a subject's organs that it knows; the mean over the hospitals."""
-    tables = [bench.of_hospital(teacher, held) for teacher, held in zip(teachers, bench.hospitals, strict=True)]
-    seen = [bench.attention(teacher, held) for teacher, held in zip(teachers, bench.hospitals, strict=True)]
+    theirs = list(zip(teachers, bench.hospitals, strict=True))
+    by_hospital = np.stack([bench.of_whole(teacher, held) for teacher, held in theirs])
+    seen = [bench.attention(teacher, held) for teacher, held in theirs]
     return {
-        "values": np.mean(tables, axis=0),
-        "by_hospital": np.stack([table[0] for table in tables]),
+        "complete": by_hospital.mean(
+            0
+        ),  # of a complete subject, too, a hospital's model reads the organs that it knows
+        "values": np.mean([bench.of_hospital(teacher, held) for teacher, held in theirs], axis=0),
+        "by_hospital": by_hospital,
         "share": np.mean([one["share"] for one in seen], axis=0),
         "evenness": np.mean([one["evenness"] for one in seen]),
     }
@@ -381,14 +411,24 @@ def judged_local(bench: Bench, teachers: Sequence[Mapping[str, Tensor]]) -> dict
 def judged_single(bench: Bench, teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, NDArray[np.float64]]:
     """A model of each organ: what their probes say is averaged over the organs that a subject has (late fusion)."""
     alone = np.stack(
-        [bench.scores(own, (organ,), [(organ,)])[:, 0] for own, organ in zip(teachers, bench.organs, strict=True)]
+        [
+            bench.scores(own, (organ,), [(organ,)], bench.everybody)[:, 0]
+            for own, organ in zip(teachers, bench.organs, strict=True)
+        ]
     )
-    sets = all_sets(bench.organs)
-    members = [[bench.organs.index(organ) for organ in held] for held in sets]
-    values = bench.auroc(sets, np.stack([alone[places].mean(0) for places in members], axis=1))
-    own = np.stack([values[sets.index(held)] for held in bench.hospitals])
+
+    def fused(sets: Sequence[OrganSet], subjects: int) -> Floats:
+        members = [[bench.organs.index(organ) for organ in held] for held in sets]
+        return bench.auroc(sets, np.stack([alone[places].mean(0) for places in members], axis=1)[..., :subjects])
+
     nobody = np.full(len(bench.organs), np.nan)
-    return {"values": values, "by_hospital": own, "share": nobody, "evenness": np.array(np.nan)}
+    return {
+        "complete": fused([bench.organs], bench.everybody)[0],
+        "values": fused(all_sets(bench.organs), bench.sizes.sweep_subjects),
+        "by_hospital": fused(bench.hospitals, bench.everybody),
+        "share": nobody,
+        "evenness": np.array(np.nan),
+    }
 
 
 # ---- one arm ----------------------------------------------------------------------------------------------------------
@@ -400,11 +440,15 @@ def run_arm(sizes: Sizes, arm: Arm, place: Path, rate: float | None) -> None:
     recipe, cost = recipe_of(sizes, arm, rate), Cost(device=sizes.device)
     torch.set_num_threads(recipe.threads)
     judges = read_judges(sizes.cohort, sizes.generator, recipe)
-    counts = draw_counts(len(judges.test.dataset), stream(0, "benchmark of SGM", "bootstrap"), sizes.resamples)
+    counts = {
+        subjects: draw_counts(subjects, stream(0, "benchmark of SGM", "bootstrap"), sizes.resamples)
+        for subjects in (len(judges.test.dataset), sizes.sweep_subjects)
+    }
     found = _found(Bench(recipe=recipe, judges=judges, sizes=sizes, counts=counts), arm, cost)
     content = io.BytesIO()
     np.savez(
         content,
+        complete=found["complete"].astype(np.float32),
         values=found["values"].astype(np.float32),
         by_hospital=found["by_hospital"].astype(np.float32),
         share=found["share"],

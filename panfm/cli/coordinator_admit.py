@@ -30,14 +30,16 @@ def admit(
     """Show a site's card, admit the site once its fingerprint is compared, and make its signed kit."""
     from panfm.cli.coordinator_init import own_bundle
     from panfm.coordinator.admitted import admit as put_on_list
-    from panfm.coordinator.admitted import kit_path
+    from panfm.coordinator.admitted import kit_path, refused_certificates
     from panfm.enrolment.card import read_card
 
     shown = read_card(_content(card))
     _show(shown)
     _compare(folder, shown, fingerprint)
+    refused = refused_certificates(folder)
     kit = put_on_list(folder, shown, by=by or getpass.getuser(), at=datetime.now(UTC), bundle_sha256=own_bundle())
     print(f"admitted {shown.site} to {kit.study}; made {kit_path(folder, shown.site)}")
+    _tell_of_the_proxy(folder, refused)
     _bring_the_superlink_after(folder)
     print(f"Send this kit to the site, which runs: panfm site join {kit_path(folder, shown.site).name} --folder SITE")
 
@@ -48,10 +50,13 @@ def revoke(
     folder: Annotated[Path, _FOLDER] = Path(),
 ) -> None:
     """Turn a site away from its next message on. Its node key never comes back; the site may, with a new one."""
+    from panfm.coordinator.admitted import refused_certificates
     from panfm.coordinator.admitted import revoke as take_off_list
 
+    refused = refused_certificates(folder)
     take_off_list(folder, site, reason=reason, at=datetime.now(UTC))
     print(f"revoked {site}")
+    _tell_of_the_proxy(folder, refused)
     _bring_the_superlink_after(folder)
 
 
@@ -85,6 +90,15 @@ def _compare(folder: Path, card: SiteCard, told: str) -> None:
         )
     elif not typer.confirm("Did the site read you this fingerprint, over a telephone number that you knew before?"):
         raise ConfigError("not admitted: compare the fingerprint by telephone, then run this again")
+
+
+def _tell_of_the_proxy(folder: Path, refused: frozenset[int]) -> None:
+    """Say what a person must do where a certificate counts no more; the SuperLink turns the node itself away at once."""
+    from panfm.cli.coordinator_init import RELOAD
+    from panfm.coordinator.admitted import refused_certificates
+
+    if refused_certificates(folder) != refused:
+        print(f"A certificate of this site counts no more; until the proxy reads that, it takes it: {RELOAD}")
 
 
 def _bring_the_superlink_after(folder: Path) -> None:

@@ -20,6 +20,9 @@ _CERTIFICATE = typer.Option(help="A certificate for the address that another aut
 _KEY = typer.Option(help="Private key of that certificate (PEM).")
 _CA = typer.Option(help="Authorities that the sites check that certificate against (PEM).")
 
+RELOAD = "systemctl reload panfm-proxy, or docker compose kill --signal HUP proxy"
+"""How the proxy is told to read its certificates and its list of revoked ones again."""
+
 
 def init(
     folder: Annotated[Path, typer.Option(help="The coordinator's folder; made where there is none.")],
@@ -78,7 +81,7 @@ def renew(
         print("made a new authority; the proxy still shows the old one's certificate")
     else:
         sites = renewal.renew(folder, given, now, bundle)
-        print("made the proxy's certificate anew; tell the proxy to reload: nginx -s reload")
+        print(f"made the proxy's certificate anew; have the proxy read it: {RELOAD}")
     for site in sites:
         print(f"made {folder}/kits/{site}.kit.json anew")
     if new_ca:

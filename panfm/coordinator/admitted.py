@@ -151,6 +151,11 @@ def admitted_sites(folder: Path) -> list[AdmittedSite]:
     return [_read(path) for path in sorted((folder / SITES).glob("*.json"))]
 
 
+def refused_certificates(folder: Path) -> frozenset[int]:
+    """Serial numbers of the sites' certificates that count no more, as the proxy's list has them; none without mutual TLS."""
+    return frozenset(int(serial) for site in admitted_sites(folder) for serial in site.revoked_clients)
+
+
 def write_site(folder: Path, site: AdmittedSite) -> None:
     """Put one site's state on disk; to be called while `changing`."""
     words = asdict(site) | {"card": to_bytes(site.card).decode()}
@@ -228,8 +233,7 @@ def _serials(client_pem: str) -> tuple[str, ...]:
 
 def _publish_revoked(folder: Path, at: datetime) -> None:
     if read_settings(folder).mutual_tls:
-        serials = [int(serial) for site in admitted_sites(folder) for serial in site.revoked_clients]
-        write_revoked(folder, serials, at)
+        write_revoked(folder, refused_certificates(folder), at)
 
 
 def _client_certificate(folder: Path, settings: CoordinatorSettings, card: SiteCard, at: datetime) -> str:

@@ -1,7 +1,7 @@
 """What must be right before a site's service is started, looked at one by one; each line says what to do where it is not.
 
-Nothing is changed, nothing is sent but one question to the coordinator's proxy (`panfm.site.study_door`), and nobody is asked for
-a passphrase: the service will not be able to ask either.
+Nothing is changed, nothing is sent but two questions to the coordinator (`panfm.site.study_door`), and nobody is asked for a
+passphrase: the service will not be able to ask either.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -43,7 +43,7 @@ from panfm.site.joining import (
 )
 from panfm.site.policy import PrivacyMode, Public
 from panfm.site.policy_file import read_policy
-from panfm.site.study_door import Answered, knock
+from panfm.site.study_door import Answered, is_registered, knock
 
 LEAST_DISK_GIB = 5.0
 """For a base model (350 MB as fp32): its task, the answer, residual and moments of two rounds, and logs."""
@@ -270,7 +270,19 @@ def _door(folder: Path, now: datetime) -> Iterator[Finding]:
     yield _validity(
         "its certificate", answered.certificate, now, "the coordinator must renew it (panfm coordinator renew)"
     )
-    yield _clock(answered)
+    yield (clock := _clock(answered))
+    if clock[0] is not Verdict.fail:  # else the SuperLink refuses to hear who asks
+        yield _registration(folder, link)
+
+
+def _registration(folder: Path, link: StudyLink) -> Finding:
+    if is_registered(folder, link):
+        return Verdict.ok, "its SuperLink knows this site's node key"
+    return (
+        Verdict.fail,
+        "its SuperLink does not know this site's node key, or turned it away: ask the coordinator what `panfm coordinator "
+        "status` says of this site; if it was revoked, it needs a new node key (deploy/guides/2_site_init.md)",
+    )
 
 
 def _clock(answered: Answered) -> Finding:

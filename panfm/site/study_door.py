@@ -1,24 +1,30 @@
-"""Knocking at the study's door: what the coordinator's proxy answers to this site, over the TLS that its SuperNode will use.
+"""Knocking at the study's door: what the coordinator answers to this site, over the TLS that its SuperNode will use.
 
-Nothing is sent but a question that Flower's SuperLink answers with a refusal: it shows that proxy and SuperLink are there, which
-certificate stands between, and what time it is over there.
+Nothing is sent but two questions that Flower's SuperLink answers with a refusal, and that change nothing there. How it refuses
+the first shows that proxy and SuperLink are there, which certificate stands between, and what time it is over there; how it
+refuses the second, whether it knows this site's node key.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import ssl
 import time
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from panfm.enrolment.certificates import CertificateFacts, read_certificate
+from panfm.enrolment.node_key import signed_as_node
 from panfm.errors import ConfigError, RunError
-from panfm.site.joining import CA, CLIENT, TLS_KEY, StudyLink
+from panfm.site.joining import CA, CLIENT, NODE_KEY, TLS_KEY, StudyLink
 
 TIMEOUT_S = 10.0
 _QUESTION = "/v1/fleet/pull-messages"
@@ -26,6 +32,11 @@ _QUESTION = "/v1/fleet/pull-messages"
 _NO_CERTIFICATE = 400
 """nginx's answer to a client whose certificate is missing, unknown, expired or revoked."""
 _NOBODY_BEHIND = (502, 503, 504)
+_ACTIVATION = "/v1/fleet/activate-node"
+"""What a SuperNode calls first; here with a heartbeat every 0 s: the SuperLink looks the key up, then refuses the interval."""
+_UNKNOWN_KEY, _KNOWN_KEY = 2004, 2003
+"""Codes of Flower 1.41 for a node that cannot be activated, and for an interval that is none."""
+_NOT_AUTHENTICATED = 401
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +56,13 @@ def knock(folder: Path, link: StudyLink) -> Answered:
     Raises: ConfigError when this site's or the proxy's certificate is not taken; RunError when nobody answers, or the SuperLink
         is not there; each with what to do.
     """
-    connection = http.client.HTTPSConnection(link.host, link.port, timeout=TIMEOUT_S, context=_context(folder, link))
-    try:
-        connection.connect()
+    with _connected(folder, link) as connection:
         assert isinstance(connection.sock, ssl.SSLSocket)
         shown, version = connection.sock.getpeercert(binary_form=True), connection.sock.version()
         asked = time.time()
         connection.request("GET", _QUESTION)
         answer = connection.getresponse()
         between = (asked + time.time()) / 2
-    except (OSError, http.client.HTTPException) as error:
-        raise _why_no_answer(error, link) from error
-    finally:
-        connection.close()
     _check_status(answer.status, link)
     assert shown is not None
     return Answered(
@@ -65,6 +70,76 @@ def knock(folder: Path, link: StudyLink) -> Answered:
         tls_version=version or "",
         ahead_s=_ahead_s(answer.getheader("Date"), between),
     )
+
+
+def is_registered(folder: Path, link: StudyLink) -> bool:
+    """Whether the SuperLink knows this site's node key, and has not turned it away.
+
+    Raises: as `knock`; ConfigError when there is no node key, or the SuperLink does not take its signature; RunError when its
+        answer is not one that Flower 1.41 gives.
+    """
+    headers, body = activation(_node_key(folder), datetime.now(UTC))
+    with _connected(folder, link) as connection:
+        connection.request("POST", _ACTIVATION, body, dict(headers))
+        answer = connection.getresponse()
+        status, said = answer.status, answer.read(10_000)
+    return knows_key(status, said, link)
+
+
+def activation(node_key: bytes, now: datetime) -> tuple[Mapping[str, str], bytes]:
+    """The call as Flower's SuperNode makes it, but for the interval: headers and body."""
+    moment = now.isoformat()
+    public_key, signature = signed_as_node(node_key, moment.encode("ascii"))
+    headers = {
+        "Content-Type": "application/protobuf",
+        "flwr-public-key": b64encode(public_key).decode(),
+        "flwr-timestamp": moment,
+        "flwr-signature": b64encode(signature).decode(),
+    }
+    size = len(public_key)  # of 128 to 16383 bytes, so that protobuf writes it in two
+    return headers, bytes((0x0A, size & 0x7F | 0x80, size >> 7)) + public_key
+
+
+def knows_key(status: int, said: bytes, link: StudyLink) -> bool:
+    """What the SuperLink's refusal says of the key. Raises: as `is_registered`."""
+    try:
+        code = json.loads(said)["code"]
+    except (ValueError, TypeError, KeyError):
+        code = None
+    if code in (_KNOWN_KEY, _UNKNOWN_KEY):
+        return bool(code == _KNOWN_KEY)
+    if status == _NOT_AUTHENTICATED:
+        raise ConfigError(
+            f"the SuperLink at {link.address} does not take this node's signature; compare the clocks of both machines, and "
+            "restore keys/node.key if the line about the keys says so"
+        )
+    _check_status(status, link)
+    raise RunError(
+        f"{link.address} answered otherwise than a SuperLink of Flower 1.41 does (status {status}); ask the coordinator what "
+        "stands behind the proxy"
+    )
+
+
+def _node_key(folder: Path) -> bytes:
+    try:
+        return (folder / NODE_KEY).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder / NODE_KEY} cannot be read ({error.strerror}); run `panfm site init` again, or restore it"
+        ) from error
+
+
+@contextmanager
+def _connected(folder: Path, link: StudyLink) -> Iterator[http.client.HTTPSConnection]:
+    """A connection whose failures are told as `_why_no_answer` does."""
+    connection = http.client.HTTPSConnection(link.host, link.port, timeout=TIMEOUT_S, context=_context(folder, link))
+    try:
+        connection.connect()
+        yield connection
+    except (OSError, http.client.HTTPException) as error:
+        raise _why_no_answer(error, link) from error
+    finally:
+        connection.close()
 
 
 def _context(folder: Path, link: StudyLink) -> ssl.SSLContext:

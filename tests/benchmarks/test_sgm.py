@@ -57,6 +57,7 @@ def made_up(value: float, share: float = 0.0) -> Found:
     shares = np.full(7, (1 - share) / 6)
     shares[5] = share  # the spleen
     return Found(
+        complete=np.full(5, value),
         values=np.full((127, 5), value),
         by_hospital=np.full((6, 5), value),
         share=shares,

@@ -16,7 +16,7 @@ GUIDES = Path(__file__).resolve().parents[2] / "deploy" / "guides"
 PAGES = sorted(GUIDES.glob("[1-6]_*.md"))
 _CALL = re.compile(r"panfm ((?:coordinator|site) [a-z]+)([^`\n]*)")
 _OPTION = re.compile(r"--[a-z][a-z-]+")
-_FOREIGN = {"--file", "--detach", "--profile"}
+_FOREIGN = {"--file", "--detach", "--profile", "--signal"}
 """Options of docker compose."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -25,9 +26,11 @@ import pytest
 from panfm.cli.health import ask
 from panfm.coordinator.flower import FlowerCommand
 from panfm.coordinator.settings import DATABASE, FLOWER_HOME, PROXY, SERVER_CA
+from panfm.enrolment.node_key import new_node_key
 from panfm.errors import RunError
 from panfm.site.bundles import read_bundle
 from panfm.site.joining import FORWARD, read_link
+from panfm.site.study_door import is_registered
 from tests.deploy.enrolled import Enrolled, enrol
 from tests.deploy.test_proxies import NGINX, nginx
 
@@ -206,6 +209,15 @@ def test_nothing_but_fleet_is_open_to_the_outside(both: Both) -> None:
     context = ssl.create_default_context(cafile=authority)
     answer = httpx.post(f"https://localhost:{both.enrolled.settings.public_port}/v1/control/list-nodes", verify=context)
     assert answer.status_code == 400, "not even without a certificate, let alone the path"
+
+
+def test_site_hears_whether_its_node_is_registered(both: Both, tmp_path: Path) -> None:
+    site = both.enrolled.sites[0]
+    assert is_registered(site, read_link(site))
+    for name in ("study", "keys"):
+        shutil.copytree(site / name, tmp_path / name)
+    (tmp_path / "keys" / "node.key").write_bytes(new_node_key())
+    assert not is_registered(tmp_path, read_link(site))
 
 
 @pytest.mark.parametrize("program", ["supernode.py", "superexec.py"])

@@ -339,3 +339,21 @@ def test_revoked_certificate_is_turned_away_once_the_proxy_has_read_the_list_aga
         while made.ask("/v1/fleet/pull-messages")[0] != 400:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_begun_before_is_not_taken_up_past_the_revocation_list(closed: Door, version: ssl.TLSVersion) -> None:
+    site = closed.enrolled.sites[0]
+    context = ssl.create_default_context(cafile=closed.authority)
+    context.load_cert_chain(site / CLIENT, site / TLS_KEY)
+    context.minimum_version = context.maximum_version = version
+    session = None
+    for _ in range(2):
+        with (
+            socket.create_connection(("localhost", closed.port), timeout=30) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as shaken,
+        ):
+            shaken.sendall(b"POST /v1/fleet/pull-messages HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+            assert b" 200 " in shaken.recv(4096), "TLS 1.3 hands its session out with the first answer"
+            session, taken_up = shaken.session, shaken.session_reused
+    assert not taken_up, "only a whole handshake looks at certificates"

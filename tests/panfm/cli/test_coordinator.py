@@ -20,9 +20,10 @@ from panfm.cli.main import app
 from panfm.cli.site_init import spaced
 from panfm.coordinator.admitted import admitted_sites
 from panfm.coordinator.flower import FlowerCommand, Node
+from panfm.coordinator.settings import TASK_KEY
 from panfm.enrolment.card import read_card
 from panfm.errors import ConfigError, PanfmError
-from panfm.signing import fingerprint
+from panfm.signing import fingerprint, load_or_make_key, public_hex
 from tests.panfm.coordinator.made_study import BUNDLE
 
 
@@ -58,9 +59,14 @@ class _Study:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Study:
     """As far as both have begun; what the bundle is, is not built here."""
+    return _begun(tmp_path, monkeypatch)
+
+
+def _begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> _Study:
     monkeypatch.setattr(coordinator_init, "own_bundle", lambda: BUNDLE)
     made = _Study(tmp_path / "coordinator", tmp_path / "north")
-    begun = _panfm("coordinator", "init", "--folder", made.coordinator, "--study", "pan", "--address", "localhost")
+    named = ("--folder", made.coordinator, "--study", "pan", "--address", "localhost")
+    begun = _panfm("coordinator", "init", *named, *options)
     assert begun.exit_code == 0, begun.exception
     named = ("--site", "north", "--coordinator-key", _shown(begun, "public key"), "--organs", "brain,liver")
     assert _panfm("site", "init", "--folder", made.site, *named, "--no-passphrase").exit_code == 0
@@ -211,6 +217,28 @@ def test_revoked_site_is_told_to_the_superlink_at_once(study: _Study, monkeypatc
     assert turned_away == [7]
 
 
+@pytest.mark.parametrize(("options", "told"), [((), False), (("--mutual-tls",), True)])
+def test_revoking_says_to_reload_the_proxy_where_it_looks_at_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], told: bool
+) -> None:
+    study = _begun(tmp_path, monkeypatch, *options)
+    assert "systemctl reload panfm-proxy" not in study.admit("--fingerprint", study.fingerprint).stdout
+    done = _panfm("coordinator", "revoke", "north", "--reason", "stolen", "--folder", study.coordinator)
+    assert ("until the proxy reads that, it takes it: systemctl reload panfm-proxy" in done.stdout) is told
+
+
+def test_admitting_a_card_with_another_tls_key_says_to_reload_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _begun(tmp_path, monkeypatch, "--mutual-tls")
+    study.admit("--fingerprint", study.fingerprint)
+    (study.site / "keys" / "tls.key").unlink()
+    key = public_hex(load_or_make_key(study.coordinator / TASK_KEY))
+    named = ("--site", "north", "--coordinator-key", key, "--organs", "brain,liver")
+    assert _panfm("site", "init", "--folder", study.site, *named, "--no-passphrase").exit_code == 0
+    assert "it takes it: systemctl reload panfm-proxy" in study.admit().stdout
+
+
 def test_status_is_told_in_lines_and_as_json(study: _Study) -> None:
     study.admit("--fingerprint", study.fingerprint)
     lines = _panfm("coordinator", "status", "--folder", study.coordinator).stdout
@@ -227,4 +255,4 @@ def test_renewal_says_who_must_do_what(study: _Study) -> None:
     assert f"made {study.kit} anew" in done.stdout
     assert "once every site has joined again" in done.stdout
     done = _panfm("coordinator", "renew", "--folder", study.coordinator)
-    assert "tell the proxy to reload" in done.stdout
+    assert "have the proxy read it: systemctl reload panfm-proxy" in done.stdout

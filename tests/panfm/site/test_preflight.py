@@ -86,6 +86,7 @@ def _holds(monkeypatch: pytest.MonkeyPatch, **counts: int) -> None:
 
 def _meets(monkeypatch: pytest.MonkeyPatch, answered: Answered) -> None:
     monkeypatch.setattr(module, "knock", lambda _folder, _link: answered)
+    monkeypatch.setattr(module, "is_registered", lambda _folder, _link: True)
 
 
 def _not_ok(study: MadeStudy, now: datetime = NOW) -> list[Check]:
@@ -221,6 +222,10 @@ def _expired_door(_study: MadeStudy, patch: pytest.MonkeyPatch) -> None:
     _meets(patch, _answered(age=timedelta(days=400)))
 
 
+def _not_registered(_study: MadeStudy, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "is_registered", lambda _folder, _link: False)
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "remedy"),
     [
@@ -252,6 +257,7 @@ def _expired_door(_study: MadeStudy, patch: pytest.MonkeyPatch) -> None:
         ),
         (_clock_behind, "coordinator", "301 s behind the coordinator's"),
         (_expired_door, "coordinator", "the coordinator must renew it"),
+        (_not_registered, "coordinator", "ask the coordinator what `panfm coordinator status` says of this site"),
     ],
 )
 def test_each_fault_has_a_line_that_says_what_to_do(

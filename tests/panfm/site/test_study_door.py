@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import socket
@@ -17,16 +18,24 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.superlink.main import create_app
 
 from panfm.coordinator.admitted import revoke
 from panfm.coordinator.begin import own_authority, write_server
 from panfm.coordinator.settings import SERVER, SERVER_CA, SERVER_KEY, CoordinatorSettings
 from panfm.enrolment.certificates import issue_server, make_authority
+from panfm.enrolment.node_key import new_node_key
 from panfm.errors import ConfigError, PanfmError, RunError
 from panfm.site import study_door
 from panfm.site.joining import LocalPorts, StudyLink, join
-from panfm.site.study_door import Answered, knock
+from panfm.site.study_door import Answered, activation, is_registered, knock, knows_key
 from tests.panfm.coordinator.made_study import MadeStudy, made_study
 
 NOW = datetime.now(UTC)
@@ -157,6 +166,90 @@ def test_wrong_certificate_is_not_connected_to(study: MadeStudy, shown: str, rea
     assert (study.coordinator / SERVER_CA).read_bytes() == own
     with _open_door(study, link.port), pytest.raises(ConfigError, match=f"is not the study's .*({reason})"):
         knock(study.site, link)
+
+
+# ---- whether the node is registered ------------------------------------------------------------------------------------
+
+
+class _Superlink:
+    """Flower's own SuperLink without its network: how it answers to a call, and its list of nodes."""
+
+    def __init__(self) -> None:
+        app = create_app()
+        self._transport = httpx.ASGITransport(app)
+        self.state: LinkState = app.state.linkstate_factory.state()
+
+    def register(self, node_key: bytes) -> int:
+        key = _key(node_key).public_key()
+        return self.state.create_node("", "", public_key_to_bytes(key), 0)
+
+    def answer(self, node_key: bytes, now: datetime, link: StudyLink) -> bool:
+        headers, body = activation(node_key, now)
+        answer = asyncio.run(self._post("/v1/fleet/activate-node", dict(headers), body))
+        return knows_key(answer.status_code, answer.content, link)
+
+    async def _post(self, path: str, headers: dict[str, str], body: bytes) -> httpx.Response:
+        async with httpx.AsyncClient(transport=self._transport, base_url="https://superlink") as client:
+            return await client.post(path, headers=headers, content=body)
+
+
+def _key(node_key: bytes) -> ec.EllipticCurvePrivateKey:
+    key = load_ssh_private_key(node_key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def test_flowers_own_superlink_tells_a_registered_key_from_others_and_activates_nobody(study: MadeStudy) -> None:
+    link, superlink, key = _joined(study), _Superlink(), new_node_key()
+    assert not superlink.answer(key, datetime.now(UTC), link)
+    node = superlink.register(key)
+    assert superlink.answer(key, datetime.now(UTC), link)
+    assert not superlink.answer(new_node_key(), datetime.now(UTC), link)
+    (listed,) = superlink.state.get_node_info()
+    assert (listed.node_id, listed.status) == (node, "registered"), "asking is not connecting"
+    superlink.state.delete_node("", node)
+    assert not superlink.answer(key, datetime.now(UTC), link), "who was turned away is not known"
+
+
+@pytest.mark.parametrize("wrong_s", [-310, 10])
+def test_clock_that_flower_does_not_take_is_named(study: MadeStudy, wrong_s: int) -> None:
+    link, superlink, key = _joined(study), _Superlink(), new_node_key()
+    superlink.register(key)
+    with pytest.raises(ConfigError, match="compare the clocks of both machines"):
+        superlink.answer(key, datetime.now(UTC) + timedelta(seconds=wrong_s), link)
+
+
+def test_question_is_the_call_of_flowers_supernode_but_for_the_interval() -> None:
+    key = new_node_key()
+    _, body = activation(key, NOW)
+    asked = ActivateNodeRequest.FromString(body)
+    assert asked.public_key == public_key_to_bytes(_key(key).public_key())
+    assert asked.heartbeat_interval == 0
+    assert asked.SerializeToString() == body
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind", "reason"),
+    [
+        (400, b"<html>No required SSL certificate was sent</html>", ConfigError, "wants a certificate"),
+        (502, b"<html>Bad Gateway</html>", RunError, "the SuperLink behind it is not"),
+        (200, b"", RunError, "answered otherwise"),
+        (500, b'{"code": "2003"}', RunError, "answered otherwise"),
+        (404, b"[]", RunError, "answered otherwise"),
+    ],
+)
+def test_other_answers_are_no_word_on_the_key(
+    study: MadeStudy, status: int, said: bytes, kind: type[PanfmError], reason: str
+) -> None:
+    with pytest.raises(kind, match=reason):
+        knows_key(status, said, _joined(study))
+
+
+def test_lost_node_key_is_one_clear_line(study: MadeStudy) -> None:
+    link = _joined(study)
+    (study.site / "keys" / "node.key").unlink()
+    with pytest.raises(ConfigError, match="run `panfm site init` again, or restore it"):
+        is_registered(study.site, link)
 
 
 @contextlib.contextmanager

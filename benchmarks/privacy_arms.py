@@ -47,6 +47,8 @@ NO_NOISE = 1e-6
 CLIP_NORM = 0.1
 """Below the norm of nearly every subject's gradient (2 to 3 from a public start, 6 to 70 from a seeded one): AdamW does not care
 how long a mean gradient is, and the noise is measured against the clip."""
+RATES = {False: 2e-3, True: 5e-4}
+"""Learning rate from a seeded start, the recipe's own, and from a public start, which larger ones undo sooner."""
 EPSILONS = (math.inf, 8.0, 1.0, 3.0)
 """In the order of what they tell: whether there was anything to learn, and whether the usual budget lets it be learnt."""
 STARTS = (
@@ -108,7 +110,7 @@ def all_arms(sizes: Sizes, repeats: int = 1) -> list[Arm]:
 
 def recipe_of(sizes: Sizes, arm: Arm) -> Recipe:
     """What the hospitals of an arm agree on."""
-    recipe = _without_privacy(sizes.rounds, sizes.steps_per_round)
+    recipe = _without_privacy(sizes.rounds, sizes.steps_per_round, RATES[arm.public])
     return replace(recipe, organs=grids_of(sizes), privacy=privacy_of(sizes, arm))
 
 
@@ -119,11 +121,12 @@ def grids_of(sizes: Sizes) -> dict[str, OrganGrid]:
 
 
 @cache
-def _without_privacy(rounds: int, steps_per_round: int) -> Recipe:
+def _without_privacy(rounds: int, steps_per_round: int, rate: float) -> Recipe:
     settings = [
         "recipe=demo",
         f"rounds={rounds}",
         f"pretrain.steps_per_round={steps_per_round}",
+        f"pretrain.learning_rate={rate}",
         "pretrain.batch_size=32",  # what is in memory at once; a sample is drawn by privacy.sampling_rate
         "pretrain.teacher_momentum=0.95",  # so few steps are short for the recipe's 0.99
         # With the recipe's 10 the organ predictor, which no embedding has in it, has ten times the adapters' gradient (2.3 and

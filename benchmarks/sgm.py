@@ -9,9 +9,9 @@ Local-only: none, lift. Each model reads the same complete test subjects through
 probes that were fitted once on complete subjects. The generator's settings stand in `benchmarks/sgm_cohort.py`, what an arm
 is in `benchmarks/sgm_arms.py`.
 
-Each arm is kept below runs/ when it is done, and not run again; the most telling come first, each under every seed. With `minutes` no
-arm is begun later than that after the people are there: call it again to go on. `--table` runs nothing and shows what is
-there. The page and the figure go to `benchmarks/sgm.md` and `sgm.png`. With `--quick` all is tiny, learns nothing, and
+Each arm is kept below runs/ when it is done, and not run again; the most telling come first, each under every seed. With
+`minutes` no arm is begun later than that after the people are there: call it again to go on. `--table` runs nothing and shows
+what is there. The page and the figure go to `benchmarks/sgm.md` and `sgm.png`. With `--quick` all is tiny, learns nothing, and
 stays below runs/.
 
 On a GPU, at a real size (model `small`, 64 voxels a side, 12,000 subjects to pre-train on, 5,000 steps; planned, not run yet):

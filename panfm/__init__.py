@@ -21,7 +21,8 @@ __version__ = "0.1.0"
 def load(folder: Path | str, device: str = "cpu") -> FrozenModel:
     """The exported model in a folder, ready to embed raw scans: see `panfm.export.frozen_model`.
 
-    Raises: CheckpointError when there is no model, or it is damaged or of a newer panfm.
+    Raises: ConfigError when this machine has no such device; CheckpointError when there is no model, or it is damaged or of a
+        newer panfm.
     """
     from panfm.export.frozen_model import (
         load as opened,

@@ -15,6 +15,7 @@ from panfm.errors import ConfigError, PanfmError
 from panfm.evaluation.learning_check import check_learning, read_held_out, to_rows
 from panfm.export.model_folder import read_model
 from panfm.lock import held
+from panfm.models.device import check_device
 from panfm.reporting.followers import catch_up
 from panfm.reporting.record import ProbeTable, end_of, read_record, start_of
 from panfm.reporting.run_report import write_run_report
@@ -113,6 +114,7 @@ def _ready(config: RunConfig, runs: Path) -> RunConfig:
     Raises: PanfmError for what would end the run after minutes of making hospitals and can be known now.
     """
     _check_folder(config, runs)
+    check_device(config.device)
     if config.engine is Engine.loopback:
         check_port(config.port)
     if config.engine is Engine.flower:

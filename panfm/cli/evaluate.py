@@ -35,7 +35,13 @@ def evaluate(
     from panfm.evaluation.cohort import read_cohort  # here and below: torch takes seconds to import
     from panfm.evaluation.evaluate import Plan
     from panfm.export.model_folder import read_model
+    from panfm.models.device import check_device
     from panfm.reporting.evaluation_files import write_evaluation
+    from panfm.reporting.record import check_over
+
+    check_device(device)
+    if run is not None:  # hours of embedding come before it is written to
+        check_over(run / "record.jsonl")
 
     organs = tuple(name.strip() for name in dominant.split(",") if name.strip())
     plan = Plan(

@@ -45,8 +45,9 @@ def embed(
     """Embed everybody in a table of scans: one row a subject and visit."""
     import panfm
     from panfm.cli.data_progress import scan_progress
-    from panfm.export.embedding_table import embed_table, write_parquet
+    from panfm.export.embedding_table import embed_table, make_place, write_parquet
 
+    make_place(out)
     opened = panfm.load(folder, device)
     with scan_progress("embedding subjects") as advance:
         table = embed_table(opened, scans, advance)

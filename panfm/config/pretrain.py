@@ -96,6 +96,13 @@ class OrganMaskConfig:
             + ("has no start; choose linear or cosine" if moves else "needs start_rate or start_temperature")
             + ", or leave all three out",
         )
+        drawn = (OrganMaskRule.lift, OrganMaskRule.uniform)
+        for name, start, rules in (("rate", rate, drawn), ("temperature", temperature, drawn[:1])):
+            require(
+                start is None or self.rule in rules,
+                f"pretrain.organ_mask.rule={self.rule.value} knows of no {name}, so start_{name} would do nothing; leave it "
+                f"out, or choose {' or '.join(rule.value for rule in rules)}",
+            )
 
 
 def check_constant(config: OrganMaskConfig) -> None:

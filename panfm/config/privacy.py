@@ -40,6 +40,9 @@ class PrivacyConfig:
     """Chance of each subject to be in a step's sample, at every site."""
     denominator: float = 16.0
     """By which each step's noised sum is divided: a nominal sample, not what a site's number of subjects would give."""
+    views: int = 1
+    """Crops and masks under which each sampled subject is seen in a step. Its gradient is their mean, taken before the clip: more
+    of them cost time, and no budget."""
 
     @property
     def is_on(self) -> bool:
@@ -50,6 +53,7 @@ class PrivacyConfig:
         for name in ("clip_norm", "noise_multiplier", "denominator"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"privacy.{name} must be above 0 and finite, got {value}")
+        require(self.views >= 1, f"privacy.views must be at least 1, got {self.views}")
         require(
             0 < self.sampling_rate <= 1,
             f"privacy.sampling_rate must be above 0 and at most 1, got {self.sampling_rate}",

@@ -119,7 +119,8 @@ class SubjectDataset:
     @property
     def num_subjects(self) -> dict[str, int]:
         """Subjects that have each organ (not scans, not visits); organs that nobody has are not in it."""
-        counts = {organ: sum(organ in held for held in self.organs_of) for organ in self.organs}
+        organs_of = self.organs_of  # looked for anew each time, as scans may be dropped meanwhile
+        counts = {organ: sum(organ in held for held in organs_of) for organ in self.organs}
         return {organ: count for organ, count in counts.items() if count}
 
     @property

@@ -48,6 +48,11 @@ class Cohort:
         return np.repeat(np.arange(len(self.parts)), [len(part.dataset) for part in self.parts])
 
     @property
+    def people(self) -> set[tuple[Path, str]]:
+        """Store and pseudonym of each subject; the same pseudonym at two sites is two people."""
+        return {(part.store.folder.resolve(), name) for part in self.parts for name in part.dataset.subjects}
+
+    @property
     def presence(self) -> Floats:
         """[n, organs], 1 where the subject has the organ."""
         held = [own for part in self.parts for own in part.dataset.organs_of]
@@ -59,8 +64,12 @@ def read_cohort(folders: Sequence[Path], recipe: Recipe, split: str) -> Cohort:
 
     Args:
         folders: of sites, each with `store/` and `labels.csv`.
-    Raises: DataError when none has subjects of this split, none has labels, or a store cannot be read.
+    Raises: DataError when none has subjects of this split, none has labels, a folder comes twice, or a store cannot be read.
     """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError(
+            f"a folder comes twice in {', '.join(map(str, folders))}: its subjects would count twice; name it once"
+        )
     parts = [part for folder in folders if (part := _read_part(folder, recipe, split)) is not None]
     if not parts:
         raise DataError(

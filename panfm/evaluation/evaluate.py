@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panfm.config import Recipe
+from panfm.errors import ConfigError, DataError
 from panfm.evaluation.cohort import Cohort, embed_cohort
 from panfm.evaluation.neighbours import neighbour_scores
 from panfm.evaluation.organ_attention import OrganAttention, organ_attention
@@ -44,6 +45,7 @@ from panfm.evaluation.result_rows import (
 from panfm.evaluation.site_gap import site_gap
 from panfm.evaluation.sweep import SweepValues, sweep_values
 from panfm.evaluation.targets import Target, headline, not_asked, targets_of
+from panfm.organs import SEVEN_ORGANS
 from panfm.randomness import stream
 
 DOMINANT = ("heart", "adipose")
@@ -138,7 +140,10 @@ def evaluate(
         parameters: of the teacher, by name.
         fit: subjects on which probes are fitted; complete or not.
         test: other subjects, of the same labels.
+    Raises: ConfigError when a dominant organ is no organ; DataError when a probe would be tested on those who taught it.
     """
+    _check_dominant(plan.dominant, recipe)
+    _check_apart(fit, test)
     targets = targets_of(fit.labels, test.labels)
     asked = _Asked(
         parameters=parameters,
@@ -161,6 +166,21 @@ def evaluate(
     on_progress("embedding subjects", 1, 1)
     _ask_complete(asked, embedded, found, on_progress)
     return found
+
+
+def _check_dominant(dominant: Sequence[str], recipe: Recipe) -> None:
+    """A misspelt organ would be left out in silence; one of the seven that the model does not know has nothing to take away."""
+    known = tuple(dict.fromkeys((*recipe.organs, *SEVEN_ORGANS)))
+    if unknown := [organ for organ in dominant if organ not in known]:
+        raise ConfigError(f"dominant organs should be among {', '.join(known)}; got {', '.join(unknown)}")
+
+
+def _check_apart(fit: Cohort, test: Cohort) -> None:
+    if both := fit.people & test.people:
+        raise DataError(
+            f"{len(both)} subjects are among those who fit the probes and among those who test them, so the scores would say "
+            "nothing; name two splits that share nobody"
+        )
 
 
 def _ask_probes(asked: _Asked, embedded: NDArray[np.float32], found: Evaluation) -> None:

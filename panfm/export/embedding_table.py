@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from panfm.data.manifest import ScanRow, read_scan_table
+from panfm.durable import write_file
 from panfm.errors import DataError
 from panfm.export.frozen_model import FrozenModel, OrganScan, SubjectEmbedding
 
@@ -51,12 +52,31 @@ def embed_table(
     return EmbeddedTable(rows=pd.DataFrame(rows), refused=tuple(refused))
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Write the table. Raises: DataError when that cannot be done."""
+def make_place(path: Path) -> None:
+    """The folder in which a table will be written, made before the hours that the table takes.
+
+    Raises: DataError when there can be no file of that name.
+    """
     try:
-        table.to_parquet(path, index=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+        raise _cannot_write(path, error) from error
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder; name the file that the table shall be written to, such as embeddings.parquet"
+        )
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write the table, whole or not at all. Raises: DataError when that cannot be done."""
+    try:
+        write_file(path, table.to_parquet(None, index=False))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {path} ({error.strerror or error}); choose another place")
 
 
 def _by_visit(rows: Sequence[ScanRow]) -> dict[tuple[str, str], list[ScanRow]]:

@@ -25,6 +25,7 @@ from panfm.errors import DataError
 from panfm.evaluation.embedding import subject_embedding
 from panfm.export.model_folder import ModelCard, ModelFolder, read_model
 from panfm.models.build import build_model, load_parameters
+from panfm.models.device import check_device
 from panfm.models.pan_organ import Features, PanOrganModel
 from panfm.organs import in_order
 
@@ -120,8 +121,10 @@ class FrozenModel:
 def load(folder: Path | str, device: str = "cpu") -> FrozenModel:
     """The exported model in a folder, ready to embed scans.
 
-    Raises: CheckpointError when there is no model, or it is damaged or of a newer panfm.
+    Raises: ConfigError when this machine has no such device; CheckpointError when there is no model, or it is damaged or of a
+        newer panfm.
     """
+    check_device(device)
     return FrozenModel(read_model(Path(folder)), device)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from panfm.config import Recipe, Spacing
 from panfm.export.model_folder import ModelFolder
 from panfm.groups import split_by_group
-from panfm.reporting.record import Event, RunFinished, SiteAnswered, SiteJoined, events_of
+from panfm.reporting.record import Event, SiteAnswered, SiteJoined, end_of, events_of, start_of
 
 CARD_FILE = "MODEL_CARD.md"
 
@@ -31,9 +31,19 @@ the user's own subjects. They are no diagnosis, and were validated for none."""
 
 _LIMITS = """## Limits
 
-- It learned from the subjects of the sites below, with their scanners and their reasons to scan; on others it is untested.
+- It learned from the subjects of its sites, with their scanners and their reasons to scan; on others it is untested.
 - Which organs a subject has may itself say something of their health: compare with a probe on presence alone.
-- Trained without differential privacy: what a model of this kind can give away of its training subjects is not bounded."""
+- {privacy}"""
+
+_NOT_PRIVATE = (
+    "Trained without differential privacy: what a model of this kind can give away of its training subjects is not "
+    "bounded."
+)
+_PRIVATE = (
+    "Trained with subject-level differential privacy (`{mode}`, noise multiplier {noise:g}, sampling rate {rate:g}, clip "
+    "norm {clip:g}). Epsilon, as the ledger of each site has it, bounds what a subject who is added, removed or replaced by a "
+    "null record can have lost by all that the site ever answered with noise. It bounds nothing else."
+)
 
 
 def card_text(model: ModelFolder, folder: str, events: Sequence[Event] = ()) -> str:
@@ -50,8 +60,8 @@ def card_text(model: ModelFolder, folder: str, events: Sequence[Event] = ()) -> 
         _what_it_is(model),
         "## Organs\n\n" + _organ_table(model.recipe, split_by_group(model.teacher)),
         _USE.format(folder=folder, scans=scans),
-        *([_origin(events)] if events else []),
-        _LIMITS,
+        *([_origin(list(events), model.recipe)] if events else []),
+        _LIMITS.format(privacy=_privacy(model.recipe)),
         _digests(model),
     ]
     return "\n\n".join(parts) + "\n"
@@ -79,18 +89,52 @@ def _organ_table(recipe: Recipe, groups: Mapping[str, Mapping[str, object]]) -> 
     return "\n".join(lines)
 
 
-def _origin(events: Sequence[Event]) -> str:
-    """Who took part, and how often the training of each site counted."""
-    accepted = [answer for answer in events_of(SiteAnswered, list(events)) if answer.outcome == "accepted"]
-    sites = {joined.site: joined.organs for joined in events_of(SiteJoined, list(events))}
-    lines = ["| site | organs | rounds that counted | subjects told |", "|---|---|---|---|"]
+def _privacy(recipe: Recipe) -> str:
+    privacy = recipe.privacy
+    if not privacy.is_on:
+        return _NOT_PRIVATE
+    return _PRIVATE.format(
+        mode=privacy.mode.value,
+        noise=privacy.noise_multiplier,
+        rate=privacy.sampling_rate,
+        clip=privacy.clip_norm,
+    )
+
+
+def _origin(events: list[Event], recipe: Recipe) -> str:
+    """Who took part, how often the training of each site counted, and what it told of its subjects."""
+    answers = events_of(SiteAnswered, events)
+    sites = {joined.site: joined.organs for joined in events_of(SiteJoined, events)}
+    told, of_site = ("epsilon told, at delta", _epsilon) if recipe.privacy.is_on else ("subjects told", _subjects)
+    lines = [f"| site | organs | rounds that counted | {told} |", "|---|---|---|---|"]
     for site in sorted(sites):
-        own = [answer for answer in accepted if answer.site == site]
-        told = max((answer.num_subjects for answer in own), default=0)
-        lines.append(f"| {site} | {', '.join(sites[site])} | {len({answer.round for answer in own})} | {told} |")
-    ends = events_of(RunFinished, list(events))
-    said = f"The run is {ends[-1].status}" + (f": {ends[-1].reason}" if ends[-1].reason else "") if ends else "It runs"
-    return f"## Where it comes from\n\n{said}.\n\n" + "\n".join(lines)
+        own = [answer for answer in answers if answer.site == site]
+        counted = len({answer.round for answer in own if answer.outcome == "accepted"})
+        lines.append(f"| {site} | {', '.join(sites[site])} | {counted} | {of_site(own)} |")
+    return f"## Where it comes from\n\n{_said(events)}\n\n" + "\n".join(lines)
+
+
+def _said(events: Sequence[Event]) -> str:
+    """How the run began and ended."""
+    start, end = start_of(events), end_of(events)
+    reason = f": {end.reason}" if end is not None and end.reason else ""
+    ended = "The run has not ended." if end is None else f"The run is {end.status}{reason}."
+    if start is None or not start.init_from:
+        return ended
+    return f"{ended} It began from another model, of whose training nothing is said here."
+
+
+def _subjects(answers: Sequence[SiteAnswered]) -> str:
+    return str(max((answer.num_subjects for answer in answers if answer.outcome == "accepted"), default=0))
+
+
+def _epsilon(answers: Sequence[SiteAnswered]) -> str:
+    """The largest that the site told, also with an answer that did not count."""
+    told = [(answer.epsilon, answer.epsilon_delta) for answer in answers if answer.epsilon is not None]
+    if not told:
+        return "none"
+    epsilon, delta = max(told, key=lambda pair: pair[0])
+    return f"{epsilon:.3g}" + ("" if delta is None else f" at {delta:g}")
 
 
 def _digests(model: ModelFolder) -> str:

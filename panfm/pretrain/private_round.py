@@ -69,7 +69,8 @@ def run_private_round(
         on_step: called after each step with its number, from 1, and the number of steps: all that a step may tell.
     Raises: RunError when the parameters are no longer finite.
     """
-    loader, steps = _Loader(dataset, training.recipe, training.device), training.recipe.pretrain.steps_per_round
+    loader = _Loader(dataset, training.recipe, training.privacy.views, training.device)
+    steps = training.recipe.pretrain.steps_per_round
     for step in range(steps):
         sample = poisson_sample(len(dataset), training.privacy.sampling_rate)
         released = training.release(loader.parts(sample.tolist(), step))
@@ -81,35 +82,42 @@ def run_private_round(
 class _Loader:
     """A site's subjects as the two see them; its draws follow from a secret, the step and the subject, and from nobody else."""
 
-    def __init__(self, dataset: SubjectDataset, recipe: Recipe, device: str) -> None:
-        self._dataset, self._recipe, self._device = dataset, recipe, device
+    def __init__(self, dataset: SubjectDataset, recipe: Recipe, num_views: int, device: str) -> None:
+        self._dataset, self._recipe, self._num_views, self._device = dataset, recipe, num_views, device
         self._secret = int.from_bytes(os.urandom(16))
 
     def parts(self, sample: Sequence[int], step: int) -> Iterator[Part]:
         """A sample in physical batches of at most `pretrain.batch_size` subjects."""
         for places in physical_batches(sample, self._recipe.pretrain.batch_size):
-            views = self._views(places, step)
-            held = set(views.given.subjects)
+            views = self._all_views(places, step)
+            held = set(views[0].given.subjects)
             # Who has no scan left that can be read is as if not there.
             kept = [place for place in places if self._dataset.subjects[place] in held]
             if kept:
-                yield kept, [views]
+                yield kept, views
 
-    def _views(self, places: Sequence[int], step: int) -> Views:
+    def _all_views(self, places: Sequence[int], step: int) -> list[Views]:
+        """Every view of the same subjects: where the last scan of one was dropped between two views, all are drawn again."""
+        while True:
+            views = [self._views(places, step, view) for view in range(self._num_views)]
+            if len({one.given.subjects for one in views}) == 1:
+                return views
+
+    def _views(self, places: Sequence[int], step: int, view: int) -> Views:
         names, change, grids = (
             [self._dataset.subjects[place] for place in places],
             self._recipe.pretrain.augment,
             self._recipe.organs,
         )
-        batch = self._dataset.batch(places, self._draws(step, names, "crop"), change.shift_voxels)
+        batch = self._dataset.batch(places, self._draws(step, view, names, "crop"), change.shift_voxels)
         batch = batch.to(self._device)
-        given = moved(batch, change, self._draws(step, batch.subjects, "move"), grids)
+        given = moved(batch, change, self._draws(step, view, batch.subjects, "move"), grids)
         return Views(
             given=given,
-            seen=augment(given, change, self._draws(step, batch.subjects, "augment"), grids),
-            organ_draws=self._draws(step, batch.subjects, "organ mask"),
-            patch_draws=self._draws(step, batch.subjects, "patch mask"),
+            seen=augment(given, change, self._draws(step, view, batch.subjects, "augment"), grids),
+            organ_draws=self._draws(step, view, batch.subjects, "organ mask"),
+            patch_draws=self._draws(step, view, batch.subjects, "patch mask"),
         )
 
-    def _draws(self, step: int, names: Sequence[str], purpose: str) -> list[np.random.Generator]:
-        return [stream(self._secret, step, name, purpose) for name in names]
+    def _draws(self, step: int, view: int, names: Sequence[str], purpose: str) -> list[np.random.Generator]:
+        return [stream(self._secret, step, view, name, purpose) for name in names]

@@ -382,13 +382,17 @@ def append_after_end(path: Path, event: Event) -> None:
 
     Raises: DataError when the record is missing or damaged, or has no end.
     """
-    ended = any(isinstance(known, RunFinished) for known in read_record(path))
-    if not (ended and path.read_bytes().endswith(b"\n")):
-        raise DataError(f"the run of {path} is not over, and its coordinator writes there; wait until it ends")
+    check_over(path)
     with path.open("ab") as file:
         file.write((to_line(event) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_over(path: Path) -> None:
+    """Raises: DataError when the record is missing or damaged, or its run has no end, or somebody went on with it since."""
+    if end_of(list(read_record(path))) is None or not path.read_bytes().endswith(b"\n"):
+        raise DataError(f"the run of {path} is not over, and its coordinator writes there; wait until it ends")
 
 
 def read_record(path: Path) -> Iterator[Event]:

@@ -65,8 +65,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Study:
 def _begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> _Study:
     monkeypatch.setattr(coordinator_init, "own_bundle", lambda: BUNDLE)
     made = _Study(tmp_path / "coordinator", tmp_path / "north")
-    named = ("--folder", made.coordinator, "--study", "pan", "--address", "localhost")
-    begun = _panfm("coordinator", "init", *named, *options)
+    begun = _panfm(
+        "coordinator", "init", "--folder", made.coordinator, "--study", "pan", "--address", "localhost", *options
+    )
     assert begun.exit_code == 0, begun.exception
     named = ("--site", "north", "--coordinator-key", _shown(begun, "public key"), "--organs", "brain,liver")
     assert _panfm("site", "init", "--folder", made.site, *named, "--no-passphrase").exit_code == 0

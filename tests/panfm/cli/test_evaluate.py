@@ -15,7 +15,7 @@ from panfm.cli.main import app
 from panfm.config import ModelConfig, OrganGrid, Recipe
 from panfm.data.manifest import LabelTable, write_labels
 from panfm.data.store import StoreEntry, write_table
-from panfm.errors import DataError
+from panfm.errors import ConfigError, DataError
 from panfm.export.model_folder import ModelFolder, make_card, write_model
 from panfm.models.build import initial_parameters
 from panfm.reporting.record import RunFinished, read_record, to_line
@@ -83,6 +83,27 @@ def test_files_and_the_report_of_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sweep.png").is_file()
     assert [type(event).__name__ for event in read_record(run / "record.jsonl")] == ["RunFinished", "ModelEvaluated"]
     assert "Model trial, round 2" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (["--test", "probe"], DataError, "20 subjects are among those who fit the probes"),
+        (["--dominant", "heart,livre"], ConfigError, "got livre"),
+        (["--device", "gpu"], ConfigError, "cpu, cuda or cuda:N"),
+        (["--run", "nowhere"], DataError, "no record at"),
+    ],
+)
+def test_what_would_be_said_wrongly_or_in_vain_is_refused_before_anything_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], error: type[Exception], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("panfm.evaluation.evaluate.embed_cohort", lambda *_: pytest.fail("somebody was embedded"))
+    _write_model(tmp_path / "model")
+    site = _write_site(tmp_path / "north", 40)
+    with pytest.raises(error, match=said):
+        CliRunner().invoke(app, ["evaluate", "model", str(site), *words], catch_exceptions=False)
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_split_that_nobody_has_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def test_amount_that_is_none_is_refused(name: str, value: float) -> None:
         replace(settings)
 
 
+def test_each_subject_is_seen_at_least_once() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.views must be at least 1, got 0"):
+        PrivacyConfig(views=0)
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.01, math.nan])
 def test_rate_that_is_no_chance_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"privacy\.sampling_rate"):

@@ -35,3 +35,12 @@ def test_what_cannot_be_evaluated_is_said(recipe: Recipe, make_site: Callable[..
         read_cohort([folder], recipe, "probe")
     with pytest.raises(DataError, match=r"labels\.csv"):
         read_cohort([folder], recipe, "test")
+    with pytest.raises(DataError, match="comes twice"):
+        read_cohort([folder, folder / ".." / "a"], recipe, "test")
+
+
+def test_a_pseudonym_at_two_sites_is_two_people(recipe: Recipe, make_site: Callable[..., Path]) -> None:
+    sites = [make_site(name, {"n1": ("brain",)}, {"age": [50]}) for name in ("north", "south")]
+    north, south, both = (read_cohort(folders, recipe, "test").people for folders in (sites[:1], sites[1:], sites))
+    assert not north & south
+    assert both == north | south

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import panfm
+from panfm.cli.main import app
 from panfm.config import ModelConfig, OrganGrid, PrepareConfig, Recipe, Spacing
 from panfm.data.dataset import SubjectDataset
 from panfm.data.manifest import ScanRow, write_scan_table
 from panfm.data.prepare import prepare_store
-from panfm.errors import CheckpointError, DataError
+from panfm.errors import CheckpointError, ConfigError, DataError
 from panfm.evaluation.embedding import embed_subjects
 from panfm.export.embedding_table import embed_table, write_parquet
 from panfm.export.frozen_model import FrozenModel, OrganScan
@@ -131,6 +133,42 @@ def test_a_table_of_scans_becomes_a_table_of_embeddings(tmp_path: Path, model: F
     assert values.loc["c"].to_numpy() == pytest.approx(model.embed({"brain": scans["c"]["brain"]}).subject, abs=1e-7)
     assert rows.loc["c", "share_brain"] == 1
     assert rows["share_liver"].isna().to_dict() == {"a": False, "c": True}
+
+
+def test_the_verb_writes_the_table_and_names_what_it_left_out(tmp_path: Path, model: FrozenModel) -> None:
+    scans = table_of(tmp_path / "site")
+    scans["c"]["kidney"].write_bytes(b"not a scan")
+    out = tmp_path / "made" / "e.parquet"
+    words = ["model", "embed", str(tmp_path / "model"), str(tmp_path / "site"), "--out", str(out)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "left out: c / kidney: " in done.stdout
+    assert f"{out}: 3 rows, 1 scans left out" in done.stdout
+    assert [path.name for path in out.parent.iterdir()] == ["e.parquet"]
+    pd.testing.assert_frame_equal(pd.read_parquet(out), embed_table(model, tmp_path / "site").rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (["--out", "."], DataError, "is a folder"),
+        (["--out", "site/scans.csv/e.parquet"], DataError, "choose another place"),
+        (["--device", "cuda:99"], ConfigError, "cuda:99 was asked for"),
+    ],
+)
+def test_the_verb_refuses_what_cannot_be_before_it_embeds_anybody(
+    tmp_path: Path,
+    model: FrozenModel,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    error: type[Exception],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FrozenModel, "embed", lambda *_: pytest.fail("somebody was embedded"))
+    table_of(tmp_path / "site")
+    with pytest.raises(error, match=said):
+        CliRunner().invoke(app, ["model", "embed", "model", "site", *words], catch_exceptions=False)
 
 
 def test_a_table_of_which_nothing_can_be_used_is_refused(tmp_path: Path, model: FrozenModel) -> None:

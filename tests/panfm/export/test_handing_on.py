@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from panfm.cli.main import app
-from panfm.config import ModelConfig, OrganGrid, Recipe
+from panfm.config import ModelConfig, OrganGrid, PrivacyConfig, PrivacyMode, Recipe
 from panfm.errors import CheckpointError
 from panfm.export.handing_on import card_of, export_run
-from panfm.export.model_card import CARD_FILE
+from panfm.export.model_card import CARD_FILE, card_text
 from panfm.export.model_folder import ModelFolder, make_card, read_model, write_model
 from panfm.models.build import initial_parameters
-from panfm.reporting.record import Event, RoundEvaluated, RunFinished, SiteAnswered, SiteJoined, to_line
+from panfm.reporting.record import Event, RoundEvaluated, RunFinished, RunStarted, SiteAnswered, SiteJoined, to_line
 
 SMALL = ModelConfig(width=16, depth=2, heads=2, adapter_width=4, predictor_width=16, patch=4)
 
@@ -76,6 +76,51 @@ def test_a_card_inside_a_run_knows_its_record_and_another_does_not(run: Path, tm
     assert "| north |" in card_of(run / "model")
     write_model(tmp_path / "alone", model(1))
     assert "north" not in card_of(tmp_path / "alone")
+
+
+def private_events() -> list[Event]:
+    """Two sites with noise: one with a ledger, which was also charged for an answer that did not count, and one without."""
+    spent = [
+        SiteAnswered(
+            round=n, site="north", outcome=o, num_subjects=1, epsilon=e, epsilon_delta=1e-6, epsilon_budget=3.0
+        )
+        for n, o, e in ((1, "accepted", 0.83219), (2, "left_out", 1.41646))
+    ]
+    started = RunStarted(
+        run="r",
+        recipe="",
+        seed=0,
+        rounds=2,
+        panfm_version="0",
+        torch_version="0",
+        flower_version="0",
+        group_parameters={},
+        init_from="/start/model",
+    )
+    return [
+        started,
+        *(SiteJoined(site=site, organs=["liver"], panfm_version="0") for site in ("north", "south")),
+        *spent,
+        SiteAnswered(round=1, site="south", outcome="accepted", num_subjects=1),
+    ]
+
+
+def test_a_card_says_of_privacy_what_was_told_of_it() -> None:
+    """And of a private model nothing of a number of subjects, for what a site sends then is no count."""
+    open_, private = model(2), model(2)
+    private.recipe.privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters, noise_multiplier=4.25)
+    words = card_text(private, "m", private_events())
+    assert "Trained with subject-level differential privacy (`dp_adapters`, noise multiplier 4.25," in words
+    assert "without differential privacy" not in words
+    assert "| site | organs | rounds that counted | epsilon told, at delta |" in words
+    assert "| north | liver | 1 | 1.42 at 1e-06 |" in words
+    assert "| south | liver | 1 | none |" in words
+    assert "It began from another model" in words
+    assert "/start" not in words
+    assert "The run has not ended." in words
+    told = card_text(open_, "m", events(best=None))
+    assert "Trained without differential privacy" in told
+    assert "epsilon" not in told
 
 
 def test_what_is_there_is_not_written_over(run: Path, tmp_path: Path) -> None:

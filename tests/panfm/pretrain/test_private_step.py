@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panfm.config import LossWeights, PrivacyConfig, PrivacyMode, Recipe, Sampler, Spacing
-from panfm.data.dataset import Batch, SubjectDataset
+from panfm.data.dataset import Batch, DroppedScan, SubjectDataset
 from panfm.errors import ConfigError, RunError
 from panfm.models.build import initial_parameters
 from panfm.models.pan_organ import PanOrganModel
@@ -175,3 +176,55 @@ def test_empty_samples_take_their_steps(
     train_private_round(own, own, make_dataset({"a": ["brain"]}), recipe, privacy, round_number=1)
     assert len(taken) == recipe.pretrain.steps_per_round
     assert all(bool((tensor != 0).all()) for released in taken for tensor in released.values())
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Views]]:
+    """The views of each physical batch of rounds in which everybody is sampled."""
+    found: list[Sequence[Views]] = []
+    rows = PrivateTraining.rows
+
+    def watched(self: PrivateTraining, views: Sequence[Views]) -> dict[str, Tensor]:
+        found.append(views)
+        return rows(self, views)
+
+    monkeypatch.setattr(PrivateTraining, "rows", watched)
+    monkeypatch.setattr(private_round, "poisson_sample", lambda size, _: np.arange(size))
+    return found
+
+
+def test_a_subject_is_seen_as_often_as_the_recipe_says(
+    make_recipe: MakeRecipe, make_dataset: MakeDataset, seen: list[Sequence[Views]]
+) -> None:
+    recipe = make_recipe(batch_size=2, steps_per_round=1)
+    own = initial_parameters(recipe.model, recipe.organs, 0)
+    dataset = make_dataset({"a": ["brain"], "b": ["brain", "heart"], "c": ["heart"]})
+    privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters, views=3)
+    train_private_round(own, own, dataset, recipe, privacy, round_number=1)
+    assert [[view.given.subjects for view in views] for views in seen] == [[("a", "b")] * 3, [("c",)] * 3]
+    first, second, third = (view.given.volumes["brain"] for view in seen[0])
+    assert not torch.equal(first, second) or not torch.equal(second, third), "crops are drawn anew"
+    assert len({view.patch_draws[0].integers(2**62) for view in seen[0]}) == 3, "and so are masks"
+
+
+def test_who_is_lost_between_two_views_is_in_none(
+    make_recipe: MakeRecipe, make_dataset: MakeDataset, seen: list[Sequence[Views]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(batch_size=2, steps_per_round=1)
+    own = initial_parameters(recipe.model, recipe.organs, 0)
+    dataset, calls = make_dataset({"a": ["brain"], "b": ["heart"]}), 0
+    batch = dataset.batch
+
+    def losing(*arguments: Any) -> Batch:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            gone = DroppedScan(subject="b", visit="", organ="heart", reason="it has changed since it was prepared")
+            dataset._dropped["heart/b.npy"] = gone
+        return batch(*arguments)
+
+    monkeypatch.setattr(dataset, "batch", losing)
+    privacy = PrivacyConfig(mode=PrivacyMode.dp_adapters, views=2)
+    train_private_round(own, own, dataset, recipe, privacy, round_number=1)
+    assert [[view.given.subjects for view in views] for views in seen] == [[("a",)] * 2]
+    assert calls == 4

@@ -19,7 +19,7 @@ from panfm.errors import DataError
 from panfm.reporting.evaluation_figures import evaluation_figures
 from panfm.reporting.evaluation_files import write_evaluation
 from panfm.reporting.evaluation_tables import KINDS, evaluation_tables, to_csv, to_markdown
-from panfm.reporting.record import Event, ModelEvaluated, append_after_end, event_of, read_record, to_line
+from panfm.reporting.record import Event, ModelEvaluated, RunResumed, append_after_end, event_of, read_record, to_line
 from panfm.reporting.run_report import write_run_report
 from panfm.reporting.svg import house_style
 
@@ -172,6 +172,10 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, pretend_run: Callable[
     with pytest.raises(DataError, match="not over"):
         append_after_end(record, _event())
     record.write_text(going + to_line(pretend_run(2, 2)[-1]))
+    with pytest.raises(DataError, match="not over"):
+        append_after_end(record, _event())
+    resumed = RunResumed(run="r", rounds_done=1, panfm_version="0", torch_version="0", flower_version="0")
+    record.write_text("".join(to_line(event) + "\n" for event in (*pretend_run(2, 2), resumed)))
     with pytest.raises(DataError, match="not over"):
         append_after_end(record, _event())
     assert "model_evaluated" not in record.read_text()

@@ -475,6 +475,7 @@ def _draw_leaning(panel: Axes, found: Mapping[Arm, Found]) -> None:
             panel.annotate(organ, (x, y), fontsize=6, xytext=(4, 2), textcoords="offset points", color=colour)
     even = 1 / len(SEVEN_ORGANS)
     panel.axline((even, even), slope=1, color=palette.MUTED, linestyle="--", linewidth=0.8)
+    panel.margins(x=0.15)  # room for the names
     panel.set_xlabel("share of the Shapley values")
     panel.set_ylabel("share of attention")
     panel.set_title("pooled: none (hollow), lift (filled)", fontsize=9)

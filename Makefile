@@ -14,6 +14,8 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 # The index that torch comes from, for a wheelhouse with CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
 
+# More words for pytest, such as CONTAINERS_ARGS="-k bit_for_bit"; all tests of tests/containers, if nothing is said.
+CONTAINERS_ARGS ?=
 # Which rows of the fault matrix; all that were not made yet, if nothing is said.
 FAULTS_ARGS ?=
 
@@ -26,7 +28,7 @@ PROJECT := --no-build-isolation --editable '.[federation,dev]'
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format hooks constraints wheelhouse release images test-containers faults clean
+.PHONY: help demo test test-slow lint format hooks constraints wheelhouse release images test-containers faults soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,10 +43,13 @@ test-slow: $(STAMP) ## Run the tests that take minutes or start real Flower daem
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow --ignore tests/containers --override-ini faulthandler_timeout=1800
 
 test-containers: $(STAMP) ## Run a study in containers (as root, after `make wheelhouse images`; nginx: tests/containers/make_nginx.sh)
-	$(VENV)/bin/python -m pytest -m slow tests/containers -rs --override-ini faulthandler_timeout=3600
+	$(VENV)/bin/python -m pytest -m slow tests/containers -rs --override-ini faulthandler_timeout=3600 $(CONTAINERS_ARGS)
 
 faults: $(STAMP) ## Do every fault to a study in containers, and write deploy/FAULTS.md; FAULTS_ARGS="--rows kill" does some
 	$(VENV)/bin/python -m tests.containers.faults $(FAULTS_ARGS)
+
+soak: $(STAMP) ## Half an hour of small rounds through a deployment on this machine (needs nginx): memory and handles by minute
+	PYTHONPATH=. OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python benchmarks/soak.py
 
 lint: $(STAMP) ## Check style (ruff) and types (mypy --strict)
 	$(VENV)/bin/ruff check .

@@ -175,6 +175,16 @@ class Deployment:
         words = (*HARDENED, *ONE_THREAD, "--network", self.engine.name, *self.site_volume(site), *options)
         self.engine.start(site, SITE_IMAGE, words)
 
+    def mend(self) -> None:
+        """Start again what is not there, and wait until all sites are connected."""
+        running = set(podman("ps", "--format", "{{.Names}}").stdout.split())
+        if not {self.container("coordinator"), self.container("proxy")} <= running:
+            self.start_coordinator()
+        for site in self.site_folders:
+            if self.container(site) not in running:
+                self.start_site(site)
+        self.wait_for(lambda: self.online() >= set(self.site_folders), "all sites online", UP_S)
+
     # ---- asking and acting -----------------------------------------------------------------------------------------
 
     def container(self, what: str) -> str:
@@ -254,10 +264,10 @@ class Deployment:
         """Processes of a container whose command line holds a word."""
         return [pid for pid, _, words in processes_of(self.container(what)) if needle in words]
 
-    def workers(self, site: str) -> list[int]:
-        """Processes in which a site answers a message now: forks of the guard that waits."""
-        guards = {pid: parent for pid, parent, words in processes_of(self.container(site)) if "guard.py" in words}
-        return [pid for pid, parent in guards.items() if parent in guards]
+    def workers(self, what: str, program: str = "guard.py") -> list[int]:
+        """Processes in which a task is worked at now: forks of the program that waits for tasks, at a site the guard."""
+        alike = {pid: parent for pid, parent, words in processes_of(self.container(what)) if program in words}
+        return [pid for pid, parent in alike.items() if parent in alike]
 
     # ---- small parts -----------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def superexec(scene: Scene) -> list[int]:
 
 def server_app(scene: Scene) -> list[int]:
     """The coordinator's ServerApp."""
-    return scene.deployment.processes("coordinator", "flwr-serverapp")
+    return scene.deployment.workers("coordinator", "server_app.py")
 
 
 def superlink(scene: Scene) -> list[int]:
@@ -113,20 +113,39 @@ def cut_and_healed(scene: Scene) -> Outcome:
     return outcome_of(scene, name, at)
 
 
-def slow_and_lossy(*words: str) -> Callable[[Scene], Outcome]:
-    """A site behind a bad line for the whole run."""
+def slow_and_lossy(lost: float, rate: str = "") -> Callable[[Scene], Outcome]:
+    """A site behind a bad line for the whole run: what it sends is slowed down where it leaves, and dropped where it arrives.
+
+    Args:
+        lost: share of packets.
+        rate: in the words of tc; none: as fast as it is.
+    """
 
     def play(scene: Scene) -> Outcome:
-        pid = podman("inspect", "--format", "{{.State.Pid}}", scene.deployment.container(VICTIM)).stdout.strip()
-        inside = ("nsenter", "--target", pid, "--net", "tc", "qdisc")
-        done = _command(*inside, "add", "dev", "eth0", "root", *words)
-        if done:
-            return Outcome(happened=f"this machine cannot do it: {done}", measured="", wrong=NOT_MADE)
+        deployment = scene.deployment
+        address = _told(
+            deployment.container(VICTIM),
+            f'{{{{(index .NetworkSettings.Networks "{deployment.engine.name}").IPAddress}}}}',
+        )
+        drops = ("-s", address, "-m", "statistic", "--mode", "random", "--probability", str(lost), "-j", "DROP")
+        there = (
+            "nsenter",
+            "--target",
+            _told(deployment.container("coordinator"), "{{.State.Pid}}"),
+            "--net",
+            "iptables",
+        )
+        here = ("nsenter", "--target", _told(deployment.container(VICTIM), "{{.State.Pid}}"), "--net", "tc", "qdisc")
+        slows = ("dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb", "latency", "400ms")
         try:
+            refused = _command(*there, "-A", "INPUT", *drops) or (rate and _command(*here, "add", *slows))
+            if refused:
+                return Outcome(happened=f"this machine cannot do it: {refused}", measured="", wrong=NOT_MADE)
             at = time.monotonic()
             return outcome_of(scene, scene.begin(), at)
         finally:
-            _command(*inside, "del", "dev", "eth0", "root")
+            _command(*there, "-D", "INPUT", *drops)
+            _command(*here, "del", "dev", "eth0", "root")
 
     return play
 
@@ -177,16 +196,27 @@ def memory_limit(scene: Scene) -> Outcome:
     name = scene.begin()
     training(scene, name)
     at = time.monotonic()
-    pid = int(podman("inspect", "--format", "{{.State.Pid}}", scene.deployment.container(VICTIM)).stdout)
+    pid = int(_told(scene.deployment.container(VICTIM), "{{.State.Pid}}"))
     before = _memory_of(pid)
     if before is None:
         return Outcome(happened="this machine has no memory group for the container", measured="", wrong=NOT_MADE)
     folder, word, used = before
-    (folder / word).write_text(str(int(used * 0.9)))
-    time.sleep(5)
+    limit = _limit_memory(folder / word, used)
+    time.sleep(10)
     (folder / word).write_text("max" if word == "memory.max" else "-1")
-    scene.told.append(f"limited to {used * 0.9 / 2**20:.0f} MB of the {used / 2**20:.0f} MB in use, for 5 s")
+    scene.told.append(f"limited to {limit / 2**20:.0f} MB of the {used / 2**20:.0f} MB in use, for 10 s")
     return outcome_of(scene, name, at)
+
+
+def _limit_memory(file: Path, used: int) -> int:
+    """Set a limit that the next bytes hit; returns it. Version 1 of the kernel's groups takes none below what is in use."""
+    for limit in (int(used * 0.9), used, int(used * 1.02)):
+        try:
+            file.write_text(str(limit))
+        except OSError:
+            continue
+        return limit
+    raise TimeoutError("the memory in use grew faster than it could be limited")
 
 
 def _memory_of(pid: int) -> tuple[Path, str, int] | None:
@@ -408,6 +438,11 @@ def revoked(scene: Scene) -> Outcome:
 
 
 # ---- small parts ---------------------------------------------------------------------------------------------------------
+
+
+def _told(container: str, question: str) -> str:
+    """What podman tells of a container."""
+    return podman("inspect", "--format", question, container).stdout.strip()
 
 
 def _reload(scene: Scene) -> None:

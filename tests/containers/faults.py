@@ -1,7 +1,7 @@
 """The fault matrix: each fault done to real containers in a study of three rounds, and what became of it, into deploy/FAULTS.md.
 
 python -m tests.containers.faults                  every row that was not made yet, then the table
-python -m tests.containers.faults --rows kill      rows whose name begins so; --again makes them anew
+python -m tests.containers.faults --rows kill,pause    rows whose name begins so, in this order; --again makes them anew
 python -m tests.containers.faults --table          only the table, from the rows that were made
 
 A row is a file below runs/faults/, so the matrix can be made in parts. Each row's run must end as its promise says; a row that
@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.containers import disturbances as do
 from tests.containers.cohort import HOSPITALS
 from tests.containers.deployment import Deployment
-from tests.containers.engine import why_not
+from tests.containers.engine import EngineError, why_not
 from tests.containers.scene import ROUNDS, Fault, Outcome, Scene, answering, round_begun, training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def _network() -> Iterator[Fault]:
     named = f"{GOES_ON}; its late answer is named and kept out"
     yield Fault("pause", "a site's machine hangs for longer than the deadline", named, do.paused)
     yield Fault("network-cut", "a site's network is cut for 20 s as its answer leaves", GOES_ON, do.cut_and_healed)
-    lossy, slow = do.slow_and_lossy("netem", "loss", "5%"), do.slow_and_lossy("netem", "rate", "1600kbit", "loss", "1%")
+    lossy, slow = do.slow_and_lossy(0.05), do.slow_and_lossy(0.01, "1600kbit")
     yield Fault("network-loss", "5 % of what a site sends is lost", GOES_ON, lossy)
     yield Fault("network-slow", "a site sends 200 kB/s and 1 % is lost", GOES_ON, slow)
 
@@ -125,9 +125,12 @@ def _last() -> Iterator[Fault]:
 
 
 def make(scene: Scene, fault: Fault) -> Row:
-    """Do one row; whatever goes wrong with it is its verdict."""
+    """Do one row; whatever goes wrong with it is its verdict, but where podman did not do what it was told it was not made."""
     try:
+        scene.clear()
         outcome = fault.play(scene)
+    except EngineError as error:
+        outcome = Outcome(happened=str(error).splitlines()[0][:300], measured="", wrong=NOT_MADE)
     except Exception as error:  # the row failed, the others may not
         traceback.print_exc()
         outcome = Outcome(
@@ -149,6 +152,12 @@ def make(scene: Scene, fault: Fault) -> Row:
     )
     (ROWS / f"{fault.name}.json").write_text(json.dumps(asdict(row), indent=1) + "\n")
     return row
+
+
+def is_made(fault: Fault) -> bool:
+    """Whether there is a row of it that says something."""
+    kept = ROWS / f"{fault.name}.json"
+    return kept.exists() and json.loads(kept.read_text())["verdict"] != NOT_MADE
 
 
 def write_table() -> None:
@@ -190,8 +199,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only write the table")
     asked = parser.parse_args()
     ROWS.mkdir(parents=True, exist_ok=True)
-    todo = [fault for fault in faults() if fault.name.startswith(tuple(asked.rows.split(",")))]
-    todo = [fault for fault in todo if asked.again or not (ROWS / f"{fault.name}.json").exists()]
+    named = [fault for begins in asked.rows.split(",") for fault in faults() if fault.name.startswith(begins)]
+    todo = [fault for fault in dict.fromkeys(named) if asked.again or not is_made(fault)]
     if asked.table or not todo:
         write_table()
         return 0

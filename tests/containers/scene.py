@@ -21,6 +21,7 @@ from panfm.reporting.record import (
     RunFinished,
     RunResumed,
     SiteAnswered,
+    end_of,
 )
 from panfm.reporting.telling import line_about
 from panfm.site.audit_log import inspect_folder
@@ -50,6 +51,8 @@ class Scene:
     calm_digest: str = ""
     calm_s: float = 0.0
     number: int = 0
+    name: str = ""
+    """Of the latest run."""
     told: list[str] = field(default_factory=list)
     """What else a row has to say."""
 
@@ -57,9 +60,19 @@ class Scene:
         """Ask for the next run; returns its name."""
         self.number += 1
         self.told = []
-        name = f"row{self.number:02d}-{os.getpid()}"
-        self.deployment.run(name, *SETTINGS, *settings)
-        return name
+        self.name = f"row{self.number:02d}-{os.getpid()}"
+        self.deployment.run(self.name, *SETTINGS, *settings)
+        return self.name
+
+    def clear(self) -> None:
+        """End a run that a row left behind, and make everything whole for the next row."""
+        self.deployment.mend()
+        if self.name and end_of(self.deployment.events(self.name)) is None:
+            words = ("panfm", "coordinator", "stop", self.name, "--folder", "/coordinator")
+            self.deployment.in_coordinator(*words, check=False)
+            self.deployment.wait_for(
+                lambda: end_of(self.deployment.events(self.name)) is not None, f"run {self.name} stopped", 300
+            )
 
     def be_calm(self) -> None:
         """The run that nobody disturbs."""

@@ -8,7 +8,7 @@ Each case is a study as it is deployed (`benchmarks.deployed`), on tiny scans an
 is measured, not what is learned. Parameters travel as fp32.
 
 - *memory*: the peak of every process, by the kernel's count, while the study ran.
-- *message*: the largest file of tensors that the site or the coordinator received, as it travelled.
+- *message*: the largest parcel of tensors that lay at a site or at the coordinator, as it travels.
 - *a round's time*, of the site that answered last: from the round's beginning to the task's arrival at the site's code (by its
   audit log), its work there, of which training (as it tells), the way back until the answer is judged, and to the end of the
   round. The *overhead* is the round without training.
@@ -131,8 +131,9 @@ class _Largest:
     """The largest parcel that lay anywhere, at a site before its task or at the coordinator before its mean."""
 
     def __init__(self, up: Deployed) -> None:
-        self._places = [(site, "state/**/round-*/*") for site in up.sites.values()]
-        self._places.append((up.run_folder(RUN), "spool/**/*"))
+        received, sent = f"state/**/round-*/{64 * '[0-9a-f]'}", "state/**/round-*/parcel-*"
+        self._places = [(site, pattern) for site in up.sites.values() for pattern in (received, sent)]
+        self._places.append((up.run_folder(RUN), "spool/*/.parcels/**/*"))  # beside it lie whole answers, joined
         self.size_bytes = 0
         self._lock = threading.Lock()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -22,6 +23,9 @@ from panfm.organs import (
     TOTALSEGMENTATOR_TISSUE,
     in_order,
 )
+
+_Label = TypeVar("_Label", int, str)
+"""A label's number in a map, or the name of a mask's file."""
 
 _KNOWN: dict[str, LabelList] = {
     "totalsegmentator_ct": LabelList(TOTALSEGMENTATOR_CT, TOTALSEGMENTATOR_MASKS),
@@ -55,7 +59,7 @@ def label_pattern(text: str, vocabulary: Sequence[str]) -> LabelPattern:
     return LabelPattern(compiled, label_list(meaning, vocabulary))
 
 
-def _of_study(labels: Mapping[str, tuple[int, ...]] | Mapping[str, tuple[str, ...]], vocabulary: Sequence[str]) -> dict:  # type: ignore[type-arg]
+def _of_study(labels: Mapping[str, tuple[_Label, ...]], vocabulary: Sequence[str]) -> dict[str, tuple[_Label, ...]]:
     return {organ: found for organ, found in labels.items() if organ in vocabulary}
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -73,7 +74,15 @@ def test_spread_is_what_the_mean_direction_lacks_to_1(seed: int, rows: int) -> N
     points = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed))
     mean = (points / points.norm(dim=1, keepdim=True)).mean(0)
     assert spread(points) == pytest.approx(math.sqrt(1 - float(mean.square().sum())), abs=1e-4)
-    assert 1.0 <= effective_rank(points) <= min(rows, 5) + 1e-4
+
+
+@given(seed=st.integers(0, 99), rows=st.integers(2, 20))
+def test_rank_is_what_the_eigenvalues_of_the_covariance_say(seed: int, rows: int) -> None:
+    points = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed))
+    covariance = np.cov(points.double().numpy(), rowvar=False)
+    values = np.sqrt(np.linalg.eigvalsh(covariance).clip(min=1e-14))
+    shares = values / values.sum()
+    assert effective_rank(points) == pytest.approx(math.exp(-float((shares * np.log(shares)).sum())), rel=1e-4)
 
 
 def test_who_counts_as_collapsed() -> None:
